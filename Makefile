@@ -1,0 +1,48 @@
+# `make` alone lists what there is. Every target does its own set-up first.
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help train test check format clean
+
+help:
+	@echo "make train   set up, write the digits data, train on $(WORKERS) workers (WORKERS=n)"
+	@echo "make test    set up, run the tests"
+	@echo "make check   set up, check format, lint and types"
+	@echo "make format  set up, format the code"
+	@echo "make clean   remove the environment, data and runs that make has made"
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@echo "== setting up $(VENV) (once; a few minutes, mostly torch)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+shards/%/manifest.json: | $(READY)
+	$(BIN)/distrain data make $* shards/$*
+
+train: $(READY) shards/digits/manifest.json
+	@echo "== training a convolutional net on handwritten digits, $(WORKERS) workers"
+	$(BIN)/distrain train examples/digits.toml --workers $(WORKERS)
+
+test: $(READY)
+	@echo "== running the tests"
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	@echo "== checking format, lint and types"
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) shards runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

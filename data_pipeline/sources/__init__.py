@@ -1,0 +1,1 @@
+"""What can be turned into shards, a file for each kind."""

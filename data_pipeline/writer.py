@@ -1,0 +1,105 @@
+"""Writes a data set: its parts as Arrow shards, its statistics, its manifest."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.durable import new_folder
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import Column, ColumnStatistics, Manifest, Part, write_manifest
+from data_pipeline.shards import check_rows, write_shard
+from data_pipeline.statistics import column_statistics
+
+SHARD_BYTES = 64 * 2**20
+"""A shard holds about this much unless the rows of a shard are given."""
+
+
+def write_dataset(
+    folder: str | Path,
+    name: str,
+    columns: Sequence[Column],
+    parts: Mapping[str, Mapping[str, NDArray[Any]]],
+    *,
+    rows_per_shard: int | None = None,
+) -> Manifest:
+    """Writes arrays `(N, *shape)` by part and column as a data set that is there whole or not.
+
+    Statistics are those of the part `train` (of the first part, where none is called so).
+
+    Raises:
+        DataError: the folder exists, a part has no rows or a name that no folder can have, arrays
+            are not as the columns say, a value is not finite or a label outside of its classes.
+        StorageError: the folder cannot be written.
+    """
+    described = tuple(columns)
+    if not parts:
+        raise DataError(f"{name}: a data set needs at least one part")
+    statistics = {part: _checked(part, described, rows) for part, rows in parts.items()}
+    if rows_per_shard is not None and rows_per_shard < 1:
+        raise DataError(f"rows_per_shard is {rows_per_shard}; it must be 1 or more")
+    with new_folder(Path(folder)) as aside:
+        written = {
+            part: _write_part(aside, part, described, rows, rows_per_shard)
+            for part, rows in parts.items()
+        }
+        manifest = Manifest(
+            name=name,
+            columns=described,
+            parts=written,
+            statistics=statistics.get("train", next(iter(statistics.values()))),
+        )
+        write_manifest(aside, manifest)
+    return manifest
+
+
+def _checked(
+    part: str, columns: tuple[Column, ...], rows: Mapping[str, NDArray[Any]]
+) -> dict[str, ColumnStatistics]:
+    """The statistics of a part that can be written."""
+    if part in {"", ".", ".."} or "/" in part:
+        raise DataError(f"{part!r} cannot be a part's name: it is also that of its folder")
+    names = [column.name for column in columns]
+    if len(set(names)) != len(names) or set(names) != set(rows):
+        raise DataError(f"part {part!r} has the columns {list(rows)}, but {names} are declared")
+    lengths = {name: len(rows[name]) for name in names}
+    if len(set(lengths.values())) != 1:
+        raise DataError(f"part {part!r}: columns differ in rows: {lengths}")
+    if not all(lengths.values()):
+        raise DataError(f"part {part!r} is empty: every part needs at least one row")
+    try:
+        for column in columns:
+            check_rows(column, rows[column.name])
+        return {column.name: column_statistics(column, rows[column.name]) for column in columns}
+    except DataError as error:
+        raise DataError(f"part {part!r}: {error}") from error
+
+
+def _write_part(
+    root: Path,
+    part: str,
+    columns: tuple[Column, ...],
+    rows: Mapping[str, NDArray[Any]],
+    rows_per_shard: int | None,
+) -> Part:
+    num_rows = len(rows[columns[0].name])
+    if rows_per_shard is None:
+        row_bytes = sum(rows[column.name][:1].nbytes for column in columns)
+        rows_per_shard = max(1, SHARD_BYTES // row_bytes)
+    cuts = range(0, num_rows, rows_per_shard)
+    return Part(
+        shards=tuple(
+            write_shard(
+                root,
+                f"{part}/{number:05d}.arrow",
+                columns,
+                {
+                    key: np.asarray(values[start : start + rows_per_shard])
+                    for key, values in rows.items()
+                },
+            )
+            for number, start in enumerate(cuts)
+        )
+    )

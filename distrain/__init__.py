@@ -1,0 +1,35 @@
+"""Synchronous data-parallel training in PyTorch, with one result at any number of workers.
+
+Names are loaded when they are first used, so that `launch` can check a job without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distrain.coordinator.early_stopping import EarlyStopping
+    from distrain.coordinator.observers import EpochRecord
+    from distrain.coordinator.recording import History
+    from distrain.learn import schedules
+    from distrain.learn.losses import mean_over_samples
+    from distrain.train import Trainer
+
+_HOMES = {
+    "EarlyStopping": "distrain.coordinator.early_stopping",
+    "EpochRecord": "distrain.coordinator.observers",
+    "History": "distrain.coordinator.recording",
+    "Trainer": "distrain.train",
+    "mean_over_samples": "distrain.learn.losses",
+}
+
+__all__ = ["EarlyStopping", "EpochRecord", "History", "Trainer", "mean_over_samples", "schedules"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name's module."""
+    if name == "schedules":
+        return import_module("distrain.learn.schedules")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'distrain' has no attribute {name!r}")

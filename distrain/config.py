@@ -1,0 +1,305 @@
+"""A job, as frozen dataclasses that check themselves. Nothing here imports torch.
+
+`job_file` reads them from TOML and applies `--section.field VALUE`; `run_job` builds from them
+what `Trainer` takes. The docstring under a field is its help text.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from distrain.errors import ConfigError
+
+OPTIMIZERS: dict[str, tuple[str, ...]] = {
+    "sgd": ("momentum", "nesterov"),
+    "rmsprop": ("momentum", "alpha", "eps"),
+    "adagrad": ("eps",),
+    "adadelta": ("rho", "eps"),
+    "adam": ("betas", "eps"),
+    "adamw": ("betas", "eps"),
+    "adamax": ("betas", "eps"),
+    "nadam": ("betas", "eps"),
+}
+"""The optimizers by name, each with the fields it takes beside lr and weight_decay."""
+
+SCHEDULES: dict[str, tuple[str, ...]] = {
+    "constant": (),
+    "linear": ("tau_steps", "final_factor"),
+    "step": ("every_steps", "decay"),
+    "cosine": ("warmup_steps", "total_steps", "final_factor"),
+}
+"""The schedules by name, each with the fields it takes."""
+
+LOSSES = ("cross_entropy", "bce_with_logits", "mse", "mae", "huber")
+
+METRICS = (
+    "accuracy",
+    "precision",
+    "precision_micro",
+    "recall",
+    "recall_micro",
+    "f1",
+    "f1_micro",
+    "mse",
+    "mae",
+)
+"""Metrics by name; precision, recall and f1 without `_micro` are macro averages over classes."""
+
+
+def near_names(name: str, known: Collection[str]) -> str:
+    """A hint for a name that is not known: the near ones, or all where none is near."""
+    near = get_close_matches(name, known, n=3)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known are {', '.join(sorted(known))}"
+
+
+def _known(where: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise ConfigError(f"{where} is {name!r}, which is not known; {near_names(name, known)}")
+
+
+def _at_least(where: str, value: float | None, least: float) -> None:
+    if value is not None and not value >= least:
+        raise ConfigError(f"{where} is {value}; it must be {least} or more")
+
+
+def _above_zero(where: str, value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise ConfigError(f"{where} is {value}; it must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where the run leaves its files, and what its numbers rest on beside the model."""
+
+    dir: str | None = None
+    """The run's folder; runs/NAME for a job file NAME.toml unless given."""
+    seed: int = 0
+    """Seed of everything random: weights, order, augmentation, dropout."""
+    compute_threads: int = 1
+    """Threads a worker computes with on a CPU. Part of the result: other numbers, other bits."""
+    deterministic: bool = True
+    """Use deterministic kernels only; an operation that has none is an error."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        _at_least("run.compute_threads", self.compute_threads, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read."""
+
+    path: str
+    """Folder of the data set (the one that holds manifest.json)."""
+    inputs: str
+    """Column that the model is given."""
+    target: str
+    """Column that the loss compares the model's output with."""
+    train: str = "train"
+    """Part to train on."""
+    validation: str | None = "validation"
+    """Part to evaluate on after each epoch."""
+    standardize: bool = True
+    """Scale uint8 and float inputs by the training part's mean and standard deviation."""
+    augment: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Transforms of the training inputs, in order: shift (pixels, fill), flip (probability)."""
+    verify: bool = True
+    """Compare every shard with its SHA-256 before training."""
+    prefetch: int = 2
+    """Batches that the loader prepares ahead."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        _at_least("data.prefetch", self.prefetch, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model."""
+
+    build: str
+    """mlp, cnn, or PACKAGE.MODULE:FUNCTION, which is called with the options and gives a module."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments for the function."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What is minimised: the mean over the samples of a global batch."""
+
+    name: str = "cross_entropy"
+    """cross_entropy, bce_with_logits, mse, mae or huber."""
+    class_weights: tuple[float, ...] | None = None
+    """Weight of each class in cross_entropy."""
+    label_smoothing: float = 0.0
+    """Share of the target that cross_entropy spreads over all classes."""
+
+    def __post_init__(self) -> None:
+        """Checks names and what goes together."""
+        _known("loss.name", self.name, LOSSES)
+        if self.name != "cross_entropy" and (self.class_weights or self.label_smoothing):
+            raise ConfigError(
+                f"loss.class_weights and loss.label_smoothing go with cross_entropy, "
+                f"not with {self.name}: leave them out"
+            )
+        if not 0.0 <= self.label_smoothing <= 1.0:
+            raise ConfigError(f"loss.label_smoothing is {self.label_smoothing}; give 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How the weights move. Fields left out have torch's defaults."""
+
+    name: str = "sgd"
+    """sgd, rmsprop, adagrad, adadelta, adam, adamw, adamax or nadam."""
+    lr: float = 0.01
+    """Learning rate, before the schedule's factor."""
+    weight_decay: float | None = None
+    """L2 penalty; decoupled from the gradient in adamw."""
+    momentum: float | None = None
+    """For sgd and rmsprop."""
+    nesterov: bool | None = None
+    """For sgd with momentum."""
+    betas: tuple[float, float] | None = None
+    """For the Adam family."""
+    eps: float | None = None
+    """Added to a denominator."""
+    alpha: float | None = None
+    """Smoothing of rmsprop."""
+    rho: float | None = None
+    """Smoothing of adadelta."""
+
+    def __post_init__(self) -> None:
+        """Checks names, ranges, and that the optimizer takes what is given."""
+        _known("optimizer.name", self.name, OPTIMIZERS)
+        _above_zero("optimizer.lr", self.lr)
+        _at_least("optimizer.weight_decay", self.weight_decay, 0)
+        for name in ("momentum", "nesterov", "betas", "eps", "alpha", "rho"):
+            if getattr(self, name) is not None and name not in OPTIMIZERS[self.name]:
+                takes = ", ".join(("lr", "weight_decay", *OPTIMIZERS[self.name]))
+                raise ConfigError(f"optimizer.{name} is not for {self.name}, which takes {takes}")
+        if self.nesterov and not self.momentum:
+            raise ConfigError("optimizer.nesterov needs optimizer.momentum above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The factor on the learning rate, by step."""
+
+    name: str = "constant"
+    """constant, linear, step or cosine."""
+    tau_steps: int | None = None
+    """linear: the step from which the rate stays constant."""
+    final_factor: float | None = None
+    """linear, cosine: the factor at the end."""
+    every_steps: int | None = None
+    """step: how often the rate is multiplied by the decay."""
+    decay: float | None = None
+    """step: the multiplier."""
+    warmup_steps: int | None = None
+    """cosine: steps of linear growth from 0."""
+    total_steps: int | None = None
+    """cosine: the step at which the final factor is reached; the run's last step unless given."""
+
+    def __post_init__(self) -> None:
+        """Checks names, and that the schedule takes what is given and is given what it needs."""
+        _known("schedule.name", self.name, SCHEDULES)
+        for name in (
+            "tau_steps",
+            "final_factor",
+            "every_steps",
+            "decay",
+            "warmup_steps",
+            "total_steps",
+        ):
+            if getattr(self, name) is not None and name not in SCHEDULES[self.name]:
+                takes = ", ".join(SCHEDULES[self.name]) or "no fields"
+                raise ConfigError(f"schedule.{name} is not for {self.name}, which takes {takes}")
+        for schedule, needed in (("linear", "tau_steps"), ("step", "every_steps")):
+            if self.name == schedule and getattr(self, needed) is None:
+                raise ConfigError(f"schedule.{needed} is missing: the schedule {schedule} needs it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, and in which batches."""
+
+    epochs: int = 10
+    """Times that every sample is seen."""
+    global_batch: int = 256
+    """Samples of one update, over all workers."""
+    micro_batch: int | None = None
+    """Samples of one forward pass; the largest divisor of global_batch up to 32 unless given."""
+    last_batch: Literal["keep", "drop"] = "keep"
+    """What becomes of an epoch's last batch if it is short."""
+    clip_norm: float | None = None
+    """Scale the gradient down to this global norm."""
+    clip_value: float | None = None
+    """Clamp each element of the gradient to this magnitude."""
+    metrics: tuple[str, ...] = ()
+    """accuracy, precision, recall, f1 (macro; with _micro micro averages), mse, mae."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges, names and that micro-batches fill a global batch."""
+        _at_least("training.epochs", self.epochs, 1)
+        _at_least("training.global_batch", self.global_batch, 1)
+        _above_zero("training.clip_norm", self.clip_norm)
+        _above_zero("training.clip_value", self.clip_value)
+        for name in self.metrics:
+            _known("training.metrics", name, METRICS)
+        if self.micro_batch is not None:
+            check_micro_batch(self.global_batch, self.micro_batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyStoppingConfig:
+    """When to stop before the last epoch; off unless `monitor` is given."""
+
+    monitor: str | None = None
+    """What to watch: val_loss, loss, or a metric such as val_accuracy."""
+    patience: int = 0
+    """Epochs without improvement that are borne."""
+    min_delta: float = 0.0
+    """Change that counts as an improvement only if exceeded."""
+    mode: Literal["auto", "min", "max"] = "auto"
+    """Whether less or more is better; auto: less for losses and errors, more for the rest."""
+    restore_best: bool = False
+    """End with the weights of the best epoch."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        _at_least("early_stopping.patience", self.patience, 0)
+        _at_least("early_stopping.min_delta", self.min_delta, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A whole job."""
+
+    data: DataConfig
+    model: ModelConfig
+    run: RunConfig = field(default_factory=RunConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+
+
+def check_micro_batch(global_batch: int, micro_batch: int) -> None:
+    """Refuses a micro-batch that doesn't divide the global batch, naming the nearest that do."""
+    if micro_batch < 1 or global_batch % micro_batch:
+        divisors = [size for size in range(1, global_batch + 1) if global_batch % size == 0]
+        near = sorted(divisors, key=lambda size: abs(size - micro_batch))[:2]
+        raise ConfigError(
+            f"a micro-batch of {micro_batch} does not divide the global batch of {global_batch}: "
+            f"take {' or '.join(map(str, sorted(near)))}"
+        )
+
+
+def default_micro_batch(global_batch: int) -> int:
+    """The largest divisor of `global_batch` that is not above 32, whatever the world size."""
+    return next(size for size in range(min(32, global_batch), 0, -1) if global_batch % size == 0)

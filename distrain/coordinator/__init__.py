@@ -1,0 +1,1 @@
+"""What steers a run: its metrics, its verdicts, its folder and its log."""

@@ -1,0 +1,121 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from distrain.coordinator.observers import Ending, EpochRecord
+from distrain.parallel.split import BatchPlan
+from distrain.step import StepResult
+
+REFRESH_PER_S = 4
+LINE_EVERY_S = 10.0
+"""On no terminal, a line is due after this long within an epoch."""
+
+
+def score_text(record: EpochRecord) -> str:
+    """An epoch's scores on one line: `loss 0.1234, accuracy 0.9712, val_loss ...`."""
+    return ", ".join(f"{name} {score:.4f}" for name, score in record.scores.items())
+
+
+class ProgressBar:
+    """Epoch, step, loss, newest score, samples a second and time left, on one line."""
+
+    def __init__(self, console: Console) -> None:
+        """Draws on a terminal; the line is shortened for one under 80 columns."""
+        wide = console.width >= 80
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None if wide else 8),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[now]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            refresh_per_second=REFRESH_PER_S,
+            expand=wide,
+        )
+        self._console, self._wide = console, wide
+        self._task = TaskID(0)
+        self._epochs = 0
+        self._samples, self._since = 0, time.monotonic()
+        self._score = ""
+
+    def begin(self, plan: BatchPlan, epochs: int) -> None:
+        """Starts drawing."""
+        self._epochs = epochs
+        total = epochs * plan.steps_per_epoch
+        self._task = self._bar.add_task(f"epoch 1/{epochs}", total=total, now="")
+        self._bar.start()
+        self._since = time.monotonic()
+
+    def step(self, result: StepResult) -> None:
+        """Moves the bar."""
+        self._samples += result.totals.num_samples
+        rate = self._samples / max(time.monotonic() - self._since, 1e-9)
+        now = f"loss {result.totals.loss:.4f}"
+        if self._wide:
+            now += f"{self._score} {rate:,.0f}/s"
+        self._bar.update(
+            self._task,
+            completed=result.batch.step + 1,
+            description=f"epoch {result.batch.epoch + 1}/{self._epochs}",
+            now=now,
+        )
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Shows the last of the epoch's scores from now on."""
+        name, score = list(record.scores.items())[-1]
+        self._score = f" {name} {score:.4f}"
+        self._samples, self._since = 0, time.monotonic()
+
+    def end(self, ending: Ending) -> None:  # noqa: ARG002 - an observer is told how it ended
+        """Takes the bar away."""
+        self._bar.stop()
+
+
+class PlainLines:
+    """A line an epoch, and one every ten seconds within a long one."""
+
+    def __init__(self) -> None:
+        """Writes to standard output."""
+        self._epochs = self._steps = 0
+        self._last = time.monotonic()
+
+    def begin(self, plan: BatchPlan, epochs: int) -> None:
+        """Says what is ahead."""
+        self._epochs, self._steps = epochs, epochs * plan.steps_per_epoch
+        micro_batches = f"{plan.num_micro_batches} micro-batches of {plan.micro_batch}"
+        self._say(
+            f"{plan.num_rows:,} rows, {epochs} epochs of {plan.steps_per_epoch} steps, "
+            f"global batch {plan.global_batch} = {micro_batches}"
+        )
+
+    def step(self, result: StepResult) -> None:
+        """A line, if the last is long ago."""
+        if time.monotonic() - self._last > LINE_EVERY_S:
+            self._say(
+                f"epoch {result.batch.epoch + 1}/{self._epochs}: step {result.batch.step + 1}/"
+                f"{self._steps}, loss {result.totals.loss:.4f}"
+            )
+
+    def epoch(self, record: EpochRecord) -> None:
+        """The epoch's scores."""
+        self._say(
+            f"epoch {record.epoch}/{self._epochs}: {score_text(record)} "
+            f"({record.samples_per_s:,.0f} samples/s)"
+        )
+
+    def end(self, ending: Ending) -> None:
+        """The summary is the caller's."""
+
+    def _say(self, line: str) -> None:
+        print(line, flush=True)
+        self._last = time.monotonic()
+
+
+def progress_observer() -> ProgressBar | PlainLines:
+    """A bar where standard output is a terminal, plain lines elsewhere."""
+    console = Console(file=sys.stdout)
+    return ProgressBar(console) if console.is_terminal else PlainLines()

@@ -1,0 +1,247 @@
+"""A run's outside: rank 0 holds the folder and tells the observers; the others do nothing."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_pipeline.errors import StorageError
+from distrain.coordinator.early_stopping import Progress
+from distrain.coordinator.observers import (
+    EVENTS,
+    Ending,
+    EpochRecord,
+    EventLog,
+    Observer,
+    TensorBoardLog,
+    finite_or_none,
+)
+from distrain.coordinator.progress import progress_observer, score_text
+from distrain.coordinator.run_folder import (
+    DONE,
+    FAILED,
+    RESULT,
+    RunFolder,
+    load_model,
+    numerics_fingerprint,
+)
+from distrain.errors import ConfigError, ExitCode, NonFiniteError, exit_code_of
+from distrain.parallel.split import BatchPlan
+from distrain.parallel.world import World
+from distrain.step import StepResult
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run brought.
+
+    Attributes:
+        epochs: A record each.
+        best_epoch: By early stopping's score, counted from 1; None without early stopping.
+        result: The file with the final weights; None for a run without a folder.
+    """
+
+    epochs: tuple[EpochRecord, ...]
+    best_epoch: int | None = None
+    result: Path | None = None
+
+    def __getitem__(self, name: str) -> list[float]:
+        """A score by epoch: `history["val_loss"]`."""
+        return [record.scores[name] for record in self.epochs]
+
+
+class Recording:
+    """Everything that a run writes and shows. All methods may be called on every rank."""
+
+    def __init__(
+        self, world: World, folder: RunFolder | None, job: Mapping[str, Any], *, show: bool
+    ) -> None:
+        """`folder` is None for a run without one, and on every rank but 0."""
+        self._world, self._folder, self._job, self._show = world, folder, job, show
+        self._observers: list[Observer] = []
+        self._epochs: list[EpochRecord] = []
+        self._planned, self._steps = 0, 0
+        self._began = time.monotonic()
+
+    def is_finished(self, epochs: int) -> bool:
+        """Whether the folder holds this run's result already; the same answer on every rank.
+
+        Raises:
+            ConfigError: it does, with another number of epochs.
+        """
+        status = self._folder.status() if self._folder else {}
+        done = status.get("epochs", 0) if status.get("state") == DONE else 0
+        if done and done != epochs:
+            assert self._folder is not None
+            raise ConfigError(
+                f"the run in {self._folder.path} is finished, with {done} epochs and not {epochs}: "
+                "name another folder with --run.dir, or start with --fresh, which moves it aside"
+            )
+        answer = torch.tensor([int(bool(done))], device=self._world.device)
+        self._world.communicator.broadcast(answer)
+        return bool(answer.item())
+
+    def load_result(self, model: torch.nn.Module) -> History:
+        """The result of a finished run, its weights set on every rank, its history on rank 0."""
+        epochs: tuple[EpochRecord, ...] = ()
+        best: int | None = None
+        result: Path | None = None
+        if self._folder:
+            result = self._folder.path / RESULT
+            load_model(model, result)
+            epochs = _recorded_epochs(self._folder.path / EVENTS)
+            best = self._folder.status().get("best_epoch")
+            if self._show:
+                scores = f": {score_text(epochs[-1])}" if epochs else ""
+                print(f"this run is finished already{scores}\nresult: {result}", flush=True)
+        for tensor in model.state_dict().values():
+            self._world.communicator.broadcast(tensor)
+        return History(epochs, best, result)
+
+    def begin(self, plan: BatchPlan, epochs: int, device: torch.device) -> None:
+        """Writes what the run is, and tells the observers."""
+        self._planned = epochs
+        if self._world.rank == 0:
+            if self._folder:
+                threads = torch.get_num_threads()
+                environment = numerics_fingerprint(device, threads)
+                environment["world_size"] = self._world.size
+                self._folder.begin(self._job, environment, epochs)
+                self._observers.append(EventLog(self._folder.path))
+                self._observers.append(TensorBoardLog(self._folder.path))
+            if self._show:
+                self._observers.append(progress_observer())
+        for observer in self._observers:
+            observer.begin(plan, epochs)
+
+    def step(self, result: StepResult) -> None:
+        """A step was done."""
+        self._steps = result.batch.step + 1
+        for observer in self._observers:
+            observer.step(result)
+
+    def epoch(self, record: EpochRecord) -> None:
+        """An epoch was done."""
+        self._epochs.append(record)
+        for observer in self._observers:
+            observer.epoch(record)
+
+    def finish(self, model: torch.nn.Module, progress: Progress) -> History:
+        """Writes the result, and says how the run ended."""
+        best = progress.best_epoch or None
+        early = len(self._epochs) < self._planned
+        reason = "stopped early" if early else "finished"
+        result = self._folder.write_result(model) if self._folder else None
+        self._end(Ending(reason, ExitCode.DONE, best))
+        if self._folder:
+            self._folder.write_status(
+                DONE,
+                reason=reason,
+                exit_code=int(ExitCode.DONE),
+                epochs=self._planned,
+                epoch=len(self._epochs),
+                step=self._steps,
+                best_epoch=best,
+                scores=_json_scores(self._epochs[-1].scores),
+            )
+        if self._world.rank == 0 and self._show:
+            self._say_summary(reason, best, result)
+        return History(tuple(self._epochs), best, result)
+
+    def fail(self, error: BaseException) -> None:
+        """Notes the error that ends the run, as far as the folder can still be written."""
+        code = exit_code_of(error)
+        details = {"rows": error.rows} if isinstance(error, NonFiniteError) else {}
+        self._end(Ending(str(error) or type(error).__name__, code, details=details))
+        if self._folder and self._planned:
+            self._folder.write_status(
+                FAILED,
+                reason=str(error) or type(error).__name__,
+                exit_code=int(code),
+                epochs=self._planned,
+                epoch=len(self._epochs),
+                step=self._steps,
+            )
+
+    def _end(self, ending: Ending) -> None:
+        observers, self._observers = self._observers, []
+        for observer in observers:
+            observer.end(ending)
+
+    def _say_summary(self, reason: str, best: int | None, result: Path | None) -> None:
+        last = self._epochs[-1]
+        seconds = time.monotonic() - self._began
+        workers = "1 worker" if self._world.size == 1 else f"{self._world.size} workers"
+        print(f"{reason} after epoch {last.epoch}, {self._steps} steps, {seconds:.1f} s, {workers}")
+        print(f"  {score_text(last)}")
+        if best is not None and best != last.epoch:
+            print(f"  best epoch {best}: {score_text(self._epochs[best - 1])}")
+        if result is not None:
+            print(f"  result: {result}")
+        sys.stdout.flush()
+
+
+@contextmanager
+def open_recording(
+    world: World,
+    folder: str | Path | None,
+    identity: Mapping[str, Any],
+    job: Mapping[str, Any],
+    *,
+    fresh: bool,
+    show: bool,
+) -> Iterator[Recording]:
+    """A run's recording; an error that leaves the block is noted in the folder.
+
+    Raises:
+        StorageError, ConfigError: the folder can't be used; see `RunFolder`.
+    """
+    with ExitStack() as stack:
+        held: RunFolder | None = None
+        if world.rank == 0 and folder is not None:
+            held = stack.enter_context(RunFolder(folder, identity, fresh=fresh))
+        recording = Recording(world, held, job, show=show)
+        try:
+            yield recording
+        except BaseException as error:
+            _note(recording, error)
+            raise
+
+
+def _note(recording: Recording, error: BaseException) -> None:
+    try:
+        recording.fail(error)
+    except StorageError as second:
+        # The first error is the one to report; that it could not be noted goes with it.
+        error.add_note(f"(and this could not be noted in the run's folder: {second})")
+
+
+def _recorded_epochs(path: Path) -> tuple[EpochRecord, ...]:
+    known = ("event", "epoch", "step", "seconds", "samples_per_s", "time")
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    return tuple(
+        EpochRecord(
+            event["epoch"],
+            event["step"],
+            {
+                name: math.nan if score is None else score
+                for name, score in event.items()
+                if name not in known
+            },
+            event["seconds"],
+            event["samples_per_s"],
+        )
+        for event in events
+        if event["event"] == "epoch"
+    )
+
+
+def _json_scores(scores: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: finite_or_none(score) for name, score in scores.items()}

@@ -1,0 +1,214 @@
+"""A run's folder: whose it is, who is using it, and the files that stand for the whole run."""
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import socket
+import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from data_pipeline.durable import write_whole
+from data_pipeline.errors import DataError, StorageError
+from distrain.coordinator.observers import EVENTS, TENSORBOARD
+from distrain.errors import ConfigError
+from distrain.job_file import IDENTITY, job_toml
+
+JOB = "job.toml"
+STATUS = "status.json"
+RESULT = "model.safetensors"
+ENVIRONMENT = "environment.json"
+LOCK = "lock"
+
+RUNNING, DONE, FAILED = "running", "done", "failed"
+
+
+class RunFolder:
+    """The folder of one run, held by rank 0 through a lock that dies with the process."""
+
+    def __init__(self, path: str | Path, identity: Mapping[str, Any], *, fresh: bool) -> None:
+        """Makes or takes over the folder, and locks it.
+
+        Args:
+            path: The folder.
+            identity: What defines the run's result (rule 1).
+            fresh: Move a folder that is there aside instead of taking it over.
+
+        Raises:
+            StorageError: it can't be written.
+            ConfigError: a live run holds it, it is another job's, or it is no run's folder.
+        """
+        self.path = Path(path)
+        self._identity = dict(identity)
+        self._open()
+        if fresh and (self.path / JOB).exists():
+            self._move_aside()
+            self._open()
+        try:
+            self._check_owner()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StorageError(
+                f"the run folder {self.path} cannot be written: {error.strerror or error}; "
+                "name another with --run.dir"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(self._lock, 200).decode(errors="replace").strip() or "another process"
+            os.close(self._lock)
+            raise ConfigError(
+                f"the run folder {self.path} is in use by a live run ({holder}): wait for it to "
+                "end, or name another folder with --run.dir"
+            ) from error
+        os.ftruncate(self._lock, 0)
+        os.write(self._lock, f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def _move_aside(self) -> None:
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        try:
+            self.path.rename(aside)
+        except OSError as error:
+            raise StorageError(f"cannot move {self.path} to {aside}: {error.strerror}") from error
+        finally:
+            self.close()
+
+    def _check_owner(self) -> None:
+        if not (self.path / JOB).exists():
+            others = sorted(item.name for item in self.path.iterdir() if item.name != LOCK)
+            if others:
+                raise ConfigError(
+                    f"{self.path} holds {', '.join(others[:3])} and no {JOB}: it is no run's "
+                    "folder; name another with --run.dir"
+                )
+            return
+        try:
+            recorded = tomllib.loads((self.path / JOB).read_text())[IDENTITY]
+        except (OSError, tomllib.TOMLDecodeError, KeyError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{self.path / JOB} cannot be read ({error}), so whose folder it is can't be told: "
+                "name another with --run.dir, or start with --fresh, which moves it aside"
+            ) from error
+        now = tomllib.loads(job_toml({IDENTITY: self._identity}).decode())[IDENTITY]
+        differing = [
+            f"{name}: {recorded.get(name, 'nothing')} there, {now.get(name, 'nothing')} now"
+            for name in sorted(recorded.keys() | now.keys())
+            if recorded.get(name) != now.get(name)
+        ]
+        if differing:
+            raise ConfigError(
+                f"the run folder {self.path} belongs to another job:\n  "
+                + "\n  ".join(differing)
+                + "\nName another with --run.dir, or start with --fresh, which moves it aside"
+            )
+
+    def status(self) -> dict[str, Any]:
+        """What `status.json` says; empty where there is none."""
+        path = self.path / STATUS
+        if not path.exists():
+            return {}
+        try:
+            content = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}; start with --fresh") from error
+        return content if isinstance(content, dict) else {}
+
+    def begin(self, job: Mapping[str, Any], environment: Mapping[str, Any], epochs: int) -> None:
+        """Clears what an unfinished start of the same job left, and writes what the run is."""
+        (self.path / RESULT).unlink(missing_ok=True)
+        (self.path / EVENTS).unlink(missing_ok=True)
+        shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
+        write_whole(self.path / JOB, job_toml({**job, IDENTITY: self._identity}))
+        self._write_json(ENVIRONMENT, environment)
+        self.write_status(RUNNING, epochs=epochs)
+
+    def write_status(self, state: str, **fields: Any) -> None:
+        """Replaces `status.json`."""
+        self._write_json(STATUS, {"state": state, "time": round(time.time(), 3), **fields})
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        write_whole(self.path / name, json.dumps(content, indent=2).encode() + b"\n")
+
+    def write_result(self, model: torch.nn.Module) -> Path:
+        """Writes the model's state to `model.safetensors`."""
+        write_whole(self.path / RESULT, model_bytes(model))
+        return self.path / RESULT
+
+    def close(self) -> None:
+        """Gives the folder up."""
+        os.close(self._lock)
+
+    def __enter__(self) -> Self:
+        """For `with`: the folder is given up at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Gives the folder up."""
+        self.close()
+
+
+def model_bytes(model: torch.nn.Module) -> bytes:
+    """The model's state as safetensors; the same weights give the same bytes.
+
+    A tied tensor is written under each of its names, so that plain
+    `model.load_state_dict(safetensors.torch.load_file(path))` works.
+    """
+    state = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in model.state_dict().items()
+    }
+    return save_safetensors(state, metadata={"format": "pt"})
+
+
+def load_model(model: torch.nn.Module, path: Path) -> None:
+    """Sets the model's state from a safetensors file.
+
+    Raises:
+        DataError: the file is missing or damaged, or does not fit the model.
+    """
+    try:
+        model.load_state_dict(load_safetensors(path.read_bytes()))
+    except Exception as error:
+        raise DataError(f"{path} cannot be loaded into the model: {error}") from error
+
+
+def numerics_fingerprint(device: torch.device, compute_threads: int) -> dict[str, Any]:
+    """What the bits rest on beside the job: hardware, versions, threads (rule 1)."""
+    found: dict[str, Any] = {
+        "device": device.type,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "compute_threads": compute_threads,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+        found["cuda"] = torch.version.cuda
+    return found

@@ -1,0 +1,28 @@
+"""Names for objects in a run's identity and in messages: the same in every process."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+
+def describe(thing: object) -> str:
+    """A text that is the same in every process: classes, functions, plain values; no addresses."""
+    if thing is None or isinstance(thing, (bool, int, float, str)):
+        return repr(thing)
+    if dataclasses.is_dataclass(thing):
+        return repr(thing)
+    if isinstance(thing, (torch.nn.Module, torch.optim.Optimizer)):
+        return f"{type(thing).__name__}({_plain_attributes(thing)})"
+    name = getattr(thing, "__qualname__", None)
+    return f"{getattr(thing, '__module__', '')}.{name}" if name else type(thing).__qualname__
+
+
+def _plain_attributes(module: object) -> str:
+    found: dict[str, Any] = {}
+    for name, value in sorted(vars(module).items()):
+        if not name.startswith("_") and isinstance(value, (bool, int, float, str)):
+            found[name] = value
+    if isinstance(module, torch.nn.Module):
+        found |= {name: buffer.tolist() for name, buffer in module.named_buffers()}
+    return ", ".join(f"{name}={value!r}" for name, value in found.items() if name != "training")

@@ -1,0 +1,123 @@
+"""Exact metrics and predictions over a whole data set, whatever the number of workers (rule 14)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from data_pipeline.dataset import Dataset
+from data_pipeline.loader import Loader, Recipe, Span
+from distrain.coordinator.ledger import Ledger, LedgerTotals
+from distrain.coordinator.metrics import MetricSet
+from distrain.numerics import evaluation_mode, evaluation_seed, seed_generators
+from distrain.parallel.payload import PayloadLayout
+from distrain.parallel.reduction import TreeReduction
+from distrain.parallel.split import owned_range
+from distrain.parallel.world import World
+from distrain.step import Columns, MicroBatchStep
+
+ROWS = 128
+"""Rows of one forward pass: a cut of its own, that no setting of the training changes."""
+
+
+class Evaluation:
+    """Runs a model over a data set in its stored order."""
+
+    def __init__(
+        self, model: torch.nn.Module, run: MicroBatchStep, world: World, seed: int
+    ) -> None:
+        """`run` is what training does with a micro-batch, here in evaluation mode."""
+        self._model, self._run, self._world, self._seed = model, run, world, seed
+
+    def totals(
+        self, dataset: Dataset, recipe: Recipe, metrics: MetricSet, *, target: str
+    ) -> LedgerTotals:
+        """Loss and metric sums over every row once, the same bits on every worker."""
+        ledger = Ledger(metrics)
+        layout = PayloadLayout(ledger.num_float64, ledger.num_int64, num_float32=0)
+        reduction = TreeReduction(layout, self._world.communicator, self._world.device)
+        reduction.begin(_num_chunks(dataset))
+        with self._owned_chunks(dataset, recipe) as chunks:
+            for columns in chunks:
+                loss_sum, weight, outputs = self._run(self._model, columns)
+                leaf = reduction.leaf()
+                ledger.write(
+                    leaf,
+                    loss_sum=loss_sum,
+                    weight=weight,
+                    num_samples=len(columns[target]),
+                    outputs=outputs,
+                    target=columns[target],
+                )
+                reduction.push(leaf)
+        return ledger.read(reduction.sum())
+
+    def outputs(self, dataset: Dataset, recipe: Recipe) -> torch.Tensor:
+        """The model's outputs `(N, ...)` for all rows in order, on the host of every worker."""
+        found: list[torch.Tensor] = []
+        with self._owned_chunks(dataset, recipe) as chunks:
+            for columns in chunks:
+                outputs = self._run(self._model, columns)[2]
+                assert outputs is not None, "a micro_batch_step that predicts returns outputs"
+                found.append(outputs.detach().clone())
+        return self._gathered(found, dataset)
+
+    @contextmanager
+    def _owned_chunks(self, dataset: Dataset, recipe: Recipe) -> Iterator[Iterator[Columns]]:
+        world, size = self._world, dataset.num_rows
+        owned = owned_range(_num_chunks(dataset), world.rank, world.size)
+        spans = [Span(0, chunk * ROWS, min((chunk + 1) * ROWS, size)) for chunk in owned]
+        pin = world.device.type == "cuda"
+        with Loader(dataset, recipe, spans, max_rows=ROWS, pin_memory=pin) as loader:
+
+            def chunks() -> Iterator[Columns]:
+                for batch in loader:
+                    number = batch.span.start // ROWS
+                    seed_generators(evaluation_seed(self._seed, number), world.device)
+                    yield to_device(batch.columns, world.device)
+
+            with evaluation_mode(self._model):
+                yield chunks()
+
+    def _gathered(self, found: list[torch.Tensor], dataset: Dataset) -> torch.Tensor:
+        """All workers' outputs by rank, each padded to the longest for the exchange."""
+        world = self._world
+        if world.size == 1:
+            return torch.cat(found).cpu()
+        local = torch.cat(found) if found else None
+        shape = _agree_on_shape(local, world)
+        counts = [
+            _num_rows(owned_range(_num_chunks(dataset), rank, world.size), dataset)
+            for rank in range(world.size)
+        ]
+        send = torch.zeros((max(counts), *shape), device=world.device)
+        if local is not None:
+            send[: len(local)] = local
+        received = world.communicator.all_gather(send).cpu()
+        return torch.cat([rows[:count] for rows, count in zip(received, counts, strict=True)])
+
+
+def to_device(columns: Columns, device: torch.device) -> Columns:
+    """The columns on the device; on a CPU they are passed on as they are."""
+    if device.type == "cpu":
+        return columns
+    return {name: column.to(device, non_blocking=True) for name, column in columns.items()}
+
+
+def _num_chunks(dataset: Dataset) -> int:
+    return -(-dataset.num_rows // ROWS)
+
+
+def _num_rows(chunks: range, dataset: Dataset) -> int:
+    return max(0, min(chunks.stop * ROWS, dataset.num_rows) - chunks.start * ROWS)
+
+
+def _agree_on_shape(local: torch.Tensor | None, world: World) -> list[int]:
+    """The shape of one output; a worker without rows learns it from the others."""
+    most = 8
+    mine = torch.zeros(most + 1, dtype=torch.int64, device=world.device)
+    if local is not None:
+        mine[0] = local.ndim
+        mine[1 : local.ndim] = torch.tensor(local.shape[1:], dtype=torch.int64)
+    everyone = world.communicator.all_gather(mine).amax(0).tolist()
+    return [int(size) for size in everyone[1 : everyone[0]]]

@@ -1,0 +1,48 @@
+"""What defines a run's result (rule 1): the same identity gives the same bits at any world size."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from data_pipeline.dataset import Dataset
+from data_pipeline.loader import Recipe
+from distrain.describe import describe
+from distrain.parallel.replicas import weights_digest
+from distrain.parallel.split import BatchPlan
+
+
+def run_identity(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    plan: BatchPlan,
+    recipe: Recipe,
+    *,
+    train: Dataset,
+    validation: Dataset | None,
+) -> dict[str, Any]:
+    """The part of a run's identity that comes from its objects, as plain values for TOML.
+
+    Epochs are not in it: where the schedule doesn't use them they only say when to stop.
+    """
+    return {
+        "data": f"{train.part}@{train.digest}",
+        "validation": f"{validation.part}@{validation.digest}" if validation else "none",
+        "augment": [describe(transform) for transform in recipe.transforms],
+        "model": hashlib.sha256(repr(model).encode()).hexdigest(),
+        "initial_weights": weights_digest(model),
+        "optimizer": _optimizer(optimizer),
+        "global_batch": plan.global_batch,
+        "micro_batch": plan.micro_batch,
+        "last_batch": plan.last_batch,
+    }
+
+
+def _optimizer(optimizer: torch.optim.Optimizer) -> str:
+    groups: Sequence[dict[str, Any]] = optimizer.param_groups
+    settings = [
+        {name: value for name, value in sorted(group.items()) if name != "params"}
+        for group in groups
+    ]
+    return f"{type(optimizer).__name__}({settings})"

@@ -1,0 +1,1 @@
+"""What is learned and how: models, losses, optimizers, schedules."""

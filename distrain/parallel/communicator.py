@@ -1,0 +1,75 @@
+"""How bytes travel between workers. The sums are taken elsewhere, so any of these is exact."""
+
+from typing import Protocol
+
+import torch
+from torch import distributed
+
+# torch 2.13 gives the exchange a new name, and warns of the old one, which is all that 2.10 has.
+_all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
+
+
+class Communicator(Protocol):
+    """The exchanges that distrain needs."""
+
+    @property
+    def rank(self) -> int:
+        """This worker's number, from 0."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """The number of workers."""
+        ...
+
+    def all_gather(self, send: torch.Tensor) -> torch.Tensor:
+        """Every worker's `send`, `(...)`, stacked by rank: `(W, ...)`. Shapes must agree."""
+        ...
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """Overwrites the tensor with rank 0's."""
+        ...
+
+
+class Alone:
+    """One worker: nothing travels."""
+
+    rank = 0
+    world_size = 1
+
+    def all_gather(self, send: torch.Tensor) -> torch.Tensor:
+        """`send` itself, as `(1, ...)`."""
+        return send.unsqueeze(0)
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """Rank 0 has it already."""
+
+
+class TorchCommunicator:
+    """torch.distributed's default group: NCCL on GPUs, gloo on CPUs.
+
+    Over gloo, tensors of a GPU travel through host memory, so that several workers can share one
+    device.
+    """
+
+    def __init__(self) -> None:
+        """Uses the group that `world.join` has joined."""
+        self.rank = distributed.get_rank()
+        self.world_size = distributed.get_world_size()
+        self._through_host = distributed.get_backend() == "gloo"
+
+    def all_gather(self, send: torch.Tensor) -> torch.Tensor:
+        """One all-gather; the result is a new tensor on the sender's device."""
+        local = send.cpu() if self._through_host else send
+        local = local.contiguous()
+        received = local.new_empty((self.world_size, *local.shape))
+        _all_gather(received.view(-1), local.view(-1))  # gloo wants the flat form
+        return received.to(send.device)
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """One broadcast from rank 0."""
+        local = tensor.detach().cpu() if self._through_host else tensor.detach()
+        local = local.contiguous()
+        distributed.broadcast(local, src=0)
+        with torch.no_grad():
+            tensor.copy_(local)

@@ -1,0 +1,93 @@
+"""Running statistics of batch norm, updated once a step whatever the number of workers (rule 10).
+
+Each micro-batch starts from the statistics of the step's begin; what it makes of them travels
+along the tree, weighted by samples:  running <- mean_j ((1 - m) running + m stat_j).
+"""
+
+import torch
+from torch.nn.modules.batchnorm import _NormBase
+
+from distrain.errors import ConfigError, ProgramError
+
+
+class RunningStatistics:
+    """The buffers that a training step changes by a known rule, and a guard over all others."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        """Finds the buffers.
+
+        Raises:
+            ConfigError: the model has torch's SyncBatchNorm, which would talk past the tree.
+        """
+        self.has_batch_norm = False
+        self._means: list[torch.Tensor] = []
+        self._counters: list[torch.Tensor] = []
+        known: set[int] = set()
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.SyncBatchNorm):
+                raise ConfigError(
+                    f"{name} is torch's SyncBatchNorm, whose sums depend on the number of workers: "
+                    "use BatchNorm, whose statistics are then those of a micro-batch"
+                )
+            if not isinstance(module, _NormBase):
+                continue
+            self.has_batch_norm |= isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+            # A count moves on where there are no averages as well; each is known once if shared.
+            for buffer in (module.running_mean, module.running_var):
+                if buffer is not None and id(buffer) not in known:
+                    known.add(id(buffer))
+                    self._means.append(buffer)
+            if module.num_batches_tracked is not None:
+                known.add(id(module.num_batches_tracked))
+                self._counters.append(module.num_batches_tracked)
+        self._others = [
+            (name, buffer) for name, buffer in model.named_buffers() if id(buffer) not in known
+        ]
+        self._versions = [buffer._version for _, buffer in self._others]
+        self._model = model
+        self._at_begin: list[torch.Tensor] = []
+        self.num_floats = sum(buffer.numel() for buffer in self._means)
+
+    def begin(self) -> None:
+        """Remembers the statistics at the begin of a step."""
+        self._at_begin = [buffer.clone() for buffer in (*self._means, *self._counters)]
+
+    def restore(self) -> None:
+        """Sets the statistics back to those at the begin of the step."""
+        if self._at_begin:
+            torch._foreach_copy_([*self._means, *self._counters], self._at_begin)
+
+    def collect(self, out: torch.Tensor, num_samples: int) -> None:
+        """Writes what one micro-batch made of them, times its samples, to `(num_floats,)`."""
+        if self._means:
+            torch.cat([buffer.reshape(-1) for buffer in self._means], out=out)
+            out *= num_samples
+
+    def apply(self, total: torch.Tensor, num_samples: int) -> None:
+        """Sets the statistics from the sum over all micro-batches; one update is counted.
+
+        Raises:
+            ProgramError: a forward pass changed a buffer that no rule covers.
+        """
+        self._refuse_others()
+        if not self._at_begin:
+            return
+        at = 0
+        for buffer in self._means:
+            mean = total[at : at + buffer.numel()] / num_samples
+            buffer.copy_(mean.view_as(buffer))
+            at += buffer.numel()
+        for counter, start in zip(self._counters, self._at_begin[len(self._means) :], strict=True):
+            counter.copy_(start + 1)
+
+    def _refuse_others(self) -> None:
+        if not self._others:
+            return
+        current = dict(self._model.named_buffers())
+        for (name, buffer), version in zip(self._others, self._versions, strict=True):
+            if current.get(name) is not buffer or buffer._version != version:
+                raise ProgramError(
+                    f"the forward pass changed the buffer {name}, and there is no rule how the "
+                    "changes of several micro-batches make one: keep such state out of the "
+                    "forward pass (spectral norm: use its parametrized weight in eval mode)"
+                )

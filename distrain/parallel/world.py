@@ -1,0 +1,89 @@
+"""The one place that joins and leaves the process group."""
+
+import atexit
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+
+from distrain.errors import UsageError
+from distrain.parallel.communicator import Alone, Communicator, TorchCommunicator
+
+_LAST_TURN_S = 0.05
+
+_RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class World:
+    """This worker's place among all workers, and the device it computes on."""
+
+    communicator: Communicator
+    device: torch.device
+
+    @property
+    def rank(self) -> int:
+        """This worker's number, from 0."""
+        return self.communicator.rank
+
+    @property
+    def size(self) -> int:
+        """The number of workers."""
+        return self.communicator.world_size
+
+
+def join() -> World:
+    """Joins the group that the environment describes, once a process, and leaves it at exit.
+
+    `WORLD_SIZE` is set by `distrain`, torchrun and their kin. Without it, or with 1, this process
+    works alone; with more it joins a group or fails: N separate trainings never happen. A group
+    that the program has joined itself is used, and left to it.
+
+    Raises:
+        UsageError: `WORLD_SIZE` is above 1 and the rest of the environment is not there.
+    """
+    size = _world_size(os.environ)
+    if not distributed.is_initialized():
+        if size == 1:
+            return World(Alone(), _device(local_rank=0))
+        missing = [name for name in _RENDEZVOUS if name not in os.environ]
+        if missing:
+            raise UsageError(
+                f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set: start the program by "
+                f"`distrain launch --workers {size} SCRIPT` or torchrun, or unset WORLD_SIZE"
+            )
+        distributed.init_process_group(_backend(), init_method="env://")
+        atexit.register(leave)
+    device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+    return World(TorchCommunicator(), device)
+
+
+def leave() -> None:
+    """Leaves the group, if there is one."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+        # A thread of gloo lets go of the last exchange's tensors, for which it needs the
+        # interpreter. If that is being taken down by then, the process aborts after all is done
+        # (torch 2.13; 1 end of 100 on a busy machine). The pause gives the thread its turn.
+        time.sleep(_LAST_TURN_S)
+
+
+def _world_size(environment: Mapping[str, str]) -> int:
+    text = environment.get("WORLD_SIZE", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"WORLD_SIZE is {text!r}; it must be a number of workers from 1 on")
+    return int(text)
+
+
+def _backend() -> str:
+    """NCCL where every local worker has a GPU of its own, gloo elsewhere."""
+    workers_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    return "nccl" if 0 < workers_here <= torch.cuda.device_count() else "gloo"
+
+
+def _device(local_rank: int) -> torch.device:
+    count = torch.cuda.device_count()
+    return torch.device("cuda", local_rank % count) if count else torch.device("cpu")

@@ -1,0 +1,228 @@
+"""From a job's tables to a trainer, and the run: what each worker of `distrain train` does."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+
+from data_pipeline import augment
+from data_pipeline.augment import Transform
+from data_pipeline.dataset import Dataset
+from data_pipeline.manifest import Column
+from distrain.config import (
+    Job,
+    OptimizerConfig,
+    ScheduleConfig,
+    default_micro_batch,
+    near_names,
+)
+from distrain.coordinator.early_stopping import EarlyStopping
+from distrain.coordinator.recording import History
+from distrain.errors import ConfigError
+from distrain.job_file import job_tables
+from distrain.learn import models, schedules
+from distrain.parallel.split import BatchPlan
+from distrain.train import Trainer
+
+_MODELS: dict[str, Callable[..., torch.nn.Module]] = {"mlp": models.mlp, "cnn": models.cnn}
+
+_TRANSFORMS: dict[str, Callable[..., Transform]] = {
+    "shift": augment.Shift,
+    "flip": augment.Flip,
+}
+
+_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adamax": torch.optim.Adamax,
+    "nadam": torch.optim.NAdam,
+}
+
+_FUSED = ("sgd", "adagrad", "adam", "adamw")
+"""These have one kernel for all parameters, on CPUs as well; a few ulp from the others."""
+
+
+def run_job(job: Job, *, fresh: bool = False) -> History:
+    """Trains as the job says; called on every worker.
+
+    Raises:
+        What `Trainer` and `Trainer.fit` raise; ConfigError where names or options don't fit.
+    """
+    train = Dataset(job.data.path, job.data.train)
+    validation = Dataset(job.data.path, job.data.validation) if job.data.validation else None
+    inputs, target = train.column(job.data.inputs), train.column(job.data.target)
+    early = job.early_stopping
+    trainer = Trainer(
+        model=_model_source(job, inputs, target),
+        loss=_loss(job),
+        optimizer=partial(make_optimizer, job.optimizer),
+        inputs=inputs.name,
+        target=target.name,
+        run=job.run.dir,
+        seed=job.run.seed,
+        metrics=job.training.metrics,
+        schedule=make_schedule(job.schedule, _total_steps(job, train)),
+        clip_norm=job.training.clip_norm,
+        clip_value=job.training.clip_value,
+        early_stopping=None
+        if early.monitor is None
+        else EarlyStopping(
+            early.monitor, early.patience, early.min_delta, early.mode, early.restore_best
+        ),
+        standardize=job.data.standardize,
+        compute_threads=job.run.compute_threads,
+        deterministic=job.run.deterministic,
+        fresh=fresh,
+        job=job_tables(job),
+    )
+    return trainer.fit(
+        train,
+        validation,
+        epochs=job.training.epochs,
+        global_batch=job.training.global_batch,
+        micro_batch=job.training.micro_batch,
+        last_batch=job.training.last_batch,
+        augment=make_transforms(job.data.augment),
+        verify=job.data.verify,
+        prefetch=job.data.prefetch,
+    )
+
+
+def make_optimizer(
+    config: OptimizerConfig, parameters: Iterable[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Torch's optimizer of that name, with its own defaults for what is not given."""
+    options: dict[str, Any] = {"lr": config.lr}
+    for name in ("weight_decay", "momentum", "nesterov", "betas", "eps", "alpha", "rho"):
+        value = getattr(config, name)
+        if value is not None:
+            options[name] = value
+    if config.name in _FUSED:
+        options["fused"] = True
+    return _OPTIMIZERS[config.name](parameters, **options)
+
+
+def make_schedule(config: ScheduleConfig, total_steps: int) -> schedules.Schedule:
+    """The schedule of that name; `total_steps` is the run's length."""
+    given = {
+        name: value
+        for name in (
+            "tau_steps",
+            "final_factor",
+            "every_steps",
+            "decay",
+            "warmup_steps",
+            "total_steps",
+        )
+        if (value := getattr(config, name)) is not None
+    }
+    match config.name:
+        case "linear":
+            return schedules.Linear(**given)
+        case "step":
+            return schedules.Step(**given)
+        case "cosine":
+            return schedules.Cosine(**{"total_steps": total_steps, **given})
+    return schedules.Constant()
+
+
+def make_transforms(config: dict[str, dict[str, Any]]) -> list[Transform]:
+    """The transforms that `[data.augment.NAME]` tables name, in their order.
+
+    Raises:
+        ConfigError: a name is unknown, or an option is not one of the transform's.
+    """
+    made: list[Transform] = []
+    for name, options in config.items():
+        if name not in _TRANSFORMS:
+            raise ConfigError(
+                f"unknown transform data.augment.{name}: {near_names(name, _TRANSFORMS)}"
+            )
+        made.append(_call(f"data.augment.{name}", _TRANSFORMS[name], options))
+    return made
+
+
+def _total_steps(job: Job, train: Dataset) -> int:
+    size, micro = job.training.global_batch, job.training.micro_batch
+    plan = BatchPlan(
+        train.num_rows, size, micro or default_micro_batch(size), job.training.last_batch
+    )
+    return plan.steps_per_epoch * job.training.epochs
+
+
+def _loss(job: Job) -> torch.nn.Module:
+    match job.loss.name:
+        case "cross_entropy":
+            weights = job.loss.class_weights
+            return torch.nn.CrossEntropyLoss(
+                weight=None if weights is None else torch.tensor(weights),
+                label_smoothing=job.loss.label_smoothing,
+            )
+        case "bce_with_logits":
+            return torch.nn.BCEWithLogitsLoss()
+        case "mae":
+            return torch.nn.L1Loss()
+        case "huber":
+            return torch.nn.HuberLoss()
+    return torch.nn.MSELoss()
+
+
+def _model_source(job: Job, inputs: Column, target: Column) -> Callable[[], torch.nn.Module]:
+    function = _MODELS.get(job.model.build) or _imported(job.model.build)
+    one_number = job.loss.name != "cross_entropy"
+    offered = {
+        "input_shape": inputs.shape,
+        "num_outputs": None if one_number else len(target.classes),
+    }
+    if not one_number and not target.classes:
+        raise ConfigError(
+            f"loss cross_entropy needs a class label, but {target.name} is a {target.kind}: choose "
+            "loss.name mse, mae or huber, or another data.target"
+        )
+    takes = inspect.signature(function).parameters
+    options = {name: value for name, value in offered.items() if name in takes}
+    return lambda: _call("model.options", function, options | job.model.options)
+
+
+def _imported(name: str) -> Callable[..., torch.nn.Module]:
+    """The function PACKAGE.MODULE:FUNCTION; the job file's user vouches for its code."""
+    module_name, separator, function_name = name.partition(":")
+    if not separator:
+        raise ConfigError(
+            f"model.build is {name!r}; {near_names(name, _MODELS)}; "
+            "one of your own is named PACKAGE.MODULE:FUNCTION"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"model.build is {name!r}, and {error.name} can't be imported: start where it lies, or "
+            "install it"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        names = [key for key, value in vars(module).items() if callable(value)]
+        raise ConfigError(
+            f"{module_name} has no function {function_name!r}; {near_names(function_name, names)}"
+        )
+    found: Callable[..., torch.nn.Module] = function
+    return found
+
+
+def _call(where: str, function: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Calls with options from a job, naming those that the function does not take."""
+    takes = inspect.signature(function).parameters
+    for name in options:
+        if name not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+            raise ConfigError(f"unknown option {where}.{name}: {near_names(name, takes)}")
+    try:
+        return function(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where} = {options}: {error}") from error

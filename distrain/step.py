@@ -1,0 +1,221 @@
+"""One global batch: its micro-batches' gradients, their sum, clipping, the update."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distrain.coordinator.ledger import Ledger, LedgerTotals
+from distrain.coordinator.metrics import MetricSet
+from distrain.errors import NonFiniteError, ProgramError
+from distrain.learn.schedules import Schedule
+from distrain.numerics import micro_batch_seed, seed_generators
+from distrain.parallel.gradients import FlatGradients
+from distrain.parallel.payload import Payload, PayloadLayout
+from distrain.parallel.reduction import TreeReduction
+from distrain.parallel.running_statistics import RunningStatistics
+from distrain.parallel.split import GlobalBatch
+from distrain.parallel.world import World
+
+Columns = Mapping[str, torch.Tensor]
+"""The tensors of some samples, `(B, ...)`, by column name."""
+
+MicroBatchResult = tuple[torch.Tensor, torch.Tensor | float, torch.Tensor | None]
+"""Loss sum (scalar), weight, and the outputs for the metrics (or None)."""
+
+MicroBatchStep = Callable[[torch.nn.Module, Columns], MicroBatchResult]
+"""What is done with one micro-batch."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Limits on the summed gradient: by element first, then by global norm."""
+
+    value: float | None = None
+    norm: float | None = None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step leaves behind, the same on every worker.
+
+    Attributes:
+        grad_norm: Global 2-norm of the mean gradient before clipping.
+        lr: Learning rate of the first parameter group.
+    """
+
+    batch: GlobalBatch
+    totals: LedgerTotals
+    grad_norm: float
+    lr: float
+
+
+class TrainingStep:
+    """Computes this worker's micro-batches, sums over all, and moves the weights."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        micro_batch_step: MicroBatchStep,
+        metrics: MetricSet,
+        world: World,
+        *,
+        target: str,
+        seed: int,
+        global_batch: int,
+        schedule: Schedule,
+        clip: Clip,
+        rows_at: Callable[[int, int, int], NDArray[np.int64]],
+    ) -> None:
+        """Lays out gradients and ledger for the model as it is now.
+
+        `rows_at(epoch, start, stop)` names the samples at some positions, for error messages.
+        """
+        self._model, self._optimizer, self._run = model, optimizer, micro_batch_step
+        self._world, self._target, self._seed = world, target, seed
+        self._divisor = float(global_batch)
+        self._schedule, self._clip, self._rows_at = schedule, clip, rows_at
+        self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        self._gradients = FlatGradients(model)
+        self._statistics = RunningStatistics(model)
+        self._ledger = Ledger(metrics, num_parameters=len(self._gradients.names))
+        self._layout = PayloadLayout(
+            self._ledger.num_float64,
+            self._ledger.num_int64,
+            self._gradients.num_floats + self._statistics.num_floats,
+        )
+        self._reduction = TreeReduction(self._layout, world.communicator, world.device)
+        self._views: dict[int, list[torch.Tensor]] = {}
+
+    def __call__(self, batch: GlobalBatch, columns: Columns) -> StepResult:
+        """Does one step; `columns` holds the samples of this worker's micro-batches.
+
+        Raises:
+            NonFiniteError: on all workers alike; the weights are those before the step.
+        """
+        self._statistics.begin()
+        owned = self._reduction.begin(batch.num_micro_batches)
+        for micro_batch in owned:
+            self._reduction.push(self._compute(batch, owned, micro_batch, columns))
+        total = self._reduction.sum()
+        totals = self._ledger.read(total)
+        flat = total.float32[: self._gradients.num_floats]
+        # Each backward pass ran on sum / global_batch (a constant, so that float16 would not
+        # overflow); what is wanted is sum / weight (rule 4).
+        scale = self._divisor / totals.weight if totals.weight else 0.0
+        if scale != 1.0:
+            flat.mul_(scale)
+        norm = self._gradients.norm(flat)
+        if not (math.isfinite(norm) and math.isfinite(totals.loss_sum)):
+            raise self._non_finite(batch, owned, columns)
+        self._clip_gradient(flat, norm)
+        self._statistics.apply(
+            total.float32[self._gradients.num_floats :], num_samples=totals.num_samples
+        )
+        self._gradients.assign(flat, totals.present)
+        lr = self._set_learning_rate(batch.step)
+        self._optimizer.step()
+        return StepResult(batch, totals, norm, lr)
+
+    def _compute(
+        self, batch: GlobalBatch, owned: range, micro_batch: int, columns: Columns
+    ) -> Payload:
+        """One micro-batch's loss, gradient, statistics and metrics, as a leaf of the tree."""
+        first = batch.positions(owned)[0]
+        start, stop = batch.positions(range(micro_batch, micro_batch + 1))
+        sample = {name: column[start - first : stop - first] for name, column in columns.items()}
+        loss_sum, weight, outputs = self._forward_backward(batch, micro_batch, sample)
+        leaf = self._reduction.leaf()
+        self._gradients.collect(self._views_of(leaf), self._ledger.present(leaf))
+        self._statistics.collect(leaf.float32[self._gradients.num_floats :], stop - start)
+        self._ledger.write(
+            leaf,
+            loss_sum=loss_sum,
+            weight=weight,
+            num_samples=stop - start,
+            outputs=outputs,
+            target=sample.get(self._target),
+        )
+        return leaf
+
+    def _forward_backward(
+        self, batch: GlobalBatch, micro_batch: int, sample: Columns
+    ) -> MicroBatchResult:
+        self._gradients.clear()
+        self._statistics.restore()
+        seed_generators(micro_batch_seed(self._seed, batch.step, micro_batch), self._world.device)
+        try:
+            loss_sum, weight, outputs = self._run(self._model, sample)
+            _check_loss(loss_sum)
+            (loss_sum / self._divisor).backward()  # type: ignore[no-untyped-call]
+        except ValueError as error:
+            if self._statistics.has_batch_norm and "more than 1 value per channel" in str(error):
+                raise ProgramError(
+                    f"step {batch.step + 1}, micro-batch {micro_batch} has a single sample, and a "
+                    'batch norm has no variance over one: choose last_batch = "drop", or another '
+                    "micro_batch or global_batch, so that the last one of an epoch has more"
+                ) from error
+            raise
+        return loss_sum, weight, outputs
+
+    def _views_of(self, leaf: Payload) -> list[torch.Tensor]:
+        """The leaf's gradient views: leaves are used again, so these are made once for each."""
+        key = leaf.data.data_ptr()
+        if key not in self._views:
+            self._views[key] = self._gradients.views(leaf.float32[: self._gradients.num_floats])
+        return self._views[key]
+
+    def _clip_gradient(self, flat: torch.Tensor, norm: float) -> None:
+        """Clamps, then scales as torch.nn.utils.clip_grad_norm_ does: limit / (norm + 1e-6)."""
+        if self._clip.value is not None:
+            flat.clamp_(-self._clip.value, self._clip.value)
+            norm = self._gradients.norm(flat) if self._clip.norm is not None else norm
+        if self._clip.norm is not None:
+            factor = self._clip.norm / (norm + 1e-6)
+            if factor < 1.0:
+                flat.mul_(factor)
+
+    def _set_learning_rate(self, step: int) -> float:
+        factor = self._schedule(step)
+        for group, base in zip(self._optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = base * factor
+        return self._base_lrs[0] * factor
+
+    def _non_finite(self, batch: GlobalBatch, owned: range, columns: Columns) -> NonFiniteError:
+        """Finds the micro-batches at fault by doing the step once more: it gives the same bits.
+
+        A closing exchange, which all workers enter since all saw the same sum.
+        """
+        marks = torch.zeros(2, batch.num_micro_batches, dtype=torch.int64)
+        self._reduction.begin(batch.num_micro_batches)
+        for micro_batch in owned:
+            leaf = self._compute(batch, owned, micro_batch, columns)
+            gradient = leaf.float32[: self._gradients.num_floats]
+            marks[0, micro_batch] = not math.isfinite(float(leaf.float64[0]))
+            marks[1, micro_batch] = not bool(torch.isfinite(gradient).all())
+            self._reduction.push(leaf)
+        self._statistics.restore()
+        self._gradients.clear()
+        gathered = self._world.communicator.all_gather(marks.to(self._world.device)).sum(0).cpu()
+        what, found = "sum of the gradients", list(range(batch.num_micro_batches))
+        for name, row in (("gradient", gathered[1]), ("loss", gathered[0])):
+            if row.any():
+                what, found = name, torch.nonzero(row).flatten().tolist()
+        positions = [batch.positions(range(number, number + 1)) for number in found]
+        rows = np.concatenate([self._rows_at(batch.epoch, *position) for position in positions])
+        return NonFiniteError(
+            step=batch.step + 1, epoch=batch.epoch + 1, what=what, rows=rows.tolist()
+        )
+
+
+def _check_loss(loss_sum: object) -> None:
+    if not (torch.is_tensor(loss_sum) and loss_sum.numel() == 1 and loss_sum.requires_grad):
+        given = f"of shape {tuple(loss_sum.shape)}" if torch.is_tensor(loss_sum) else repr(loss_sum)
+        raise ProgramError(
+            f"the loss sum is {given}; a single number that depends on a parameter which requires "
+            "a gradient is needed: return the sum over the micro-batch's samples"
+        )

@@ -1,0 +1,1 @@
+"""From a job to processes: the `distrain` command and local workers."""

@@ -1,0 +1,142 @@
+"""The `distrain` command."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from data_pipeline.errors import DataError, StorageError
+from distrain import __version__
+from distrain.errors import DistrainError, ExitCode, UsageError, exit_code_of
+from launch.failure import Cause
+
+_TRAIN_USAGE = """\
+usage: distrain train JOB [--workers N] [--fresh] [--section.field VALUE ...]
+
+Trains as a TOML job file says, on the workers of this machine.
+
+  JOB                    a job file, such as examples/digits.toml
+  --workers N            how many workers; one a GPU, or 1, unless given
+  --fresh                move a run that stands in the run's folder aside
+  --section.field VALUE  set any field of the job, such as --optimizer.lr 0.05;
+                         `distrain train JOB --help` lists them all
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong and exits with 64, where argparse would exit with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}\n{self.format_usage().rstrip()}")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs one command and exits with a code of `distrain.errors.ExitCode`."""
+    try:
+        cause = _run(sys.argv[1:] if arguments is None else list(arguments))
+    except (DistrainError, DataError, StorageError) as error:
+        cause = Cause(0, exit_code_of(error), str(error))
+    except KeyboardInterrupt:
+        cause = Cause(0, ExitCode.CTRL_C, "interrupted")
+    if cause is None:
+        sys.exit(ExitCode.DONE)
+    rank = f" (rank {cause.rank})" if cause.rank else ""
+    print(f"distrain{rank}: {cause.text}", file=sys.stderr, flush=True)
+    sys.exit(cause.exit_code)
+
+
+def _run(arguments: list[str]) -> Cause | None:
+    parser = _parser()
+    if arguments[:1] == ["train"]:
+        known, overrides = parser.parse_known_args(arguments)
+        return _train(known, overrides)
+    known = parser.parse_args(arguments)
+    if known.command == "launch":
+        return _launch(known)
+    _data(known)
+    return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="distrain",
+        description="Data-parallel training in PyTorch: the same bits on any number of workers.",
+    )
+    parser.add_argument("--version", action="version", version=f"distrain {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_data(commands.add_parser("data", help="make, inspect and verify data sets"))
+
+    train = commands.add_parser("train", help="train as a job file says", add_help=False)
+    train.add_argument("job", type=Path, nargs="?")
+    train.add_argument("--workers", type=int)
+    train.add_argument("--fresh", action="store_true")
+    train.add_argument("-h", "--help", action="store_true")
+
+    launch = commands.add_parser("launch", help="run a script that uses distrain on workers")
+    launch.add_argument("--workers", type=int, help="workers on this machine (one a GPU, or 1)")
+    launch.add_argument("script", type=Path, metavar="SCRIPT")
+    launch.add_argument("rest", nargs=argparse.REMAINDER, metavar="ARGS", help="for the script")
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    make = actions.add_parser("make", help="write one of scikit-learn's bundled data sets")
+    make.add_argument("name", metavar="NAME", help="iris, wine, breast_cancer, diabetes or digits")
+    make.add_argument("folder", type=Path, metavar="DIR")
+    make.add_argument(
+        "--validation-fraction", type=float, default=0.2, help="share of the rows (default 0.2)"
+    )
+    make.add_argument("--seed", type=int, default=0, help="of the split (default 0)")
+    make.add_argument("--rows-per-shard", type=int, help="(default: shards of about 64 MiB)")
+    for name, text in (
+        ("inspect", "print what a data set holds"),
+        ("verify", "compare every shard with its SHA-256"),
+    ):
+        actions.add_parser(name, help=text).add_argument("folder", type=Path, metavar="DIR")
+
+
+def _data(known: argparse.Namespace) -> None:
+    from launch import data_commands  # noqa: PLC0415 - pyarrow and rich, for this command alone
+
+    if known.action == "make":
+        data_commands.make(
+            known.name,
+            known.folder,
+            validation_fraction=known.validation_fraction,
+            seed=known.seed,
+            rows_per_shard=known.rows_per_shard,
+        )
+    elif known.action == "inspect":
+        data_commands.inspect(known.folder)
+    else:
+        data_commands.verify(known.folder)
+
+
+def _train(known: argparse.Namespace, overrides: list[str]) -> Cause | None:
+    from launch import train_command  # noqa: PLC0415 - what `--help` has no need of
+
+    if known.help:
+        print(_TRAIN_USAGE)
+        if known.job is not None:
+            overrides = ["--help"]
+        else:
+            return None
+    if known.job is None:
+        raise UsageError(f"train needs a job file\n{_TRAIN_USAGE}")
+    return train_command.train(known.job, known.workers, overrides, fresh=known.fresh)
+
+
+def _launch(known: argparse.Namespace) -> Cause | None:
+    from launch.local import run_workers  # noqa: PLC0415 - what `--help` has no need of
+    from launch.train_command import check_workers  # noqa: PLC0415
+
+    if not known.script.is_file():
+        raise UsageError(f"there is no script {known.script}")
+    arguments = ["script", str(known.script), *known.rest]
+    return run_workers(arguments, check_workers(known.workers))
+
+
+if __name__ == "__main__":
+    main()

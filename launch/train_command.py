@@ -1,0 +1,93 @@
+"""`distrain train`: a job file, with overrides, on the workers of this machine."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipeline.durable import write_whole
+from data_pipeline.errors import DataError, StorageError
+from data_pipeline.manifest import read_manifest
+from distrain.config import Job, default_micro_batch
+from distrain.errors import UsageError
+from distrain.job_file import job_tables, job_toml, override, read_job
+from distrain.parallel.split import BatchPlan
+from launch.failure import Cause
+from launch.local import run_workers
+
+
+def train(
+    path: Path, workers: int | None, overrides: Sequence[str], *, fresh: bool
+) -> Cause | None:
+    """Checks the job as far as can be done without starting it, then runs it.
+
+    Raises:
+        UsageError, ConfigError, DataError: the job can't be run; nothing was started.
+    """
+    job = override(read_job(path), overrides, prog=f"distrain train {path}")
+    size = check_workers(workers)
+    check_job(job, size)
+    with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
+        resolved = Path(folder) / "job.toml"
+        resolved.write_bytes(job_toml(job_tables(job)))
+        cause = run_workers(["job", str(resolved), *(["--fresh"] if fresh else [])], size)
+    if cause is not None and job.run.dir is not None:
+        note_failure(Path(job.run.dir), cause)
+    return cause
+
+
+def check_workers(workers: int | None) -> int:
+    """The number of workers: as given, else one a GPU, else 1.
+
+    Raises:
+        UsageError: it is below 1.
+    """
+    if workers is None:
+        import torch  # noqa: PLC0415 - only needed to count GPUs
+
+        return max(1, torch.cuda.device_count())
+    if workers < 1:
+        raise UsageError(f"--workers is {workers}; at least 1 is needed")
+    return workers
+
+
+def check_job(job: Job, workers: int) -> None:
+    """Holds a job against its data and the number of workers.
+
+    Raises:
+        DataError: the data set, a part or a column is missing.
+        ConfigError: the sizes don't fit each other, or there are more workers than micro-batches.
+    """
+    root = Path(job.data.path)
+    manifest = read_manifest(root)
+    for part in filter(None, (job.data.train, job.data.validation)):
+        if part not in manifest.parts:
+            raise DataError(f"{root} has no part {part!r}; its parts are {sorted(manifest.parts)}")
+    names = [column.name for column in manifest.columns]
+    for column in (job.data.inputs, job.data.target):
+        if column not in names:
+            raise DataError(f"{root} has no column {column!r}; it has {names}")
+    training = job.training
+    micro_batch = training.micro_batch or default_micro_batch(training.global_batch)
+    plan = BatchPlan(
+        manifest.parts[job.data.train].rows,
+        training.global_batch,
+        micro_batch,
+        training.last_batch,
+    )
+    plan.check_world_size(workers)
+
+
+def note_failure(folder: Path, cause: Cause) -> None:
+    """Sets a status that still says "running" right: the worker that writes it was lost."""
+    path = folder / "status.json"
+    try:
+        status = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return
+    if status.get("state") == "running":
+        status |= {"state": "failed", "reason": cause.text, "exit_code": int(cause.exit_code)}
+        try:
+            write_whole(path, json.dumps(status, indent=2).encode() + b"\n")
+        except StorageError as error:
+            raise StorageError(f"{cause.text}\n(and {error})") from error

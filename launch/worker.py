@@ -1,0 +1,86 @@
+"""What runs in each worker's process: a job or a script, and a report if it fails.
+
+python -m launch.worker job RESOLVED.toml [--fresh]
+python -m launch.worker script SCRIPT ARGS...
+"""
+
+import atexit
+import ctypes
+import faulthandler
+import os
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.failure import REPORTS, Report, report_of, write_report
+
+_PR_SET_PDEATHSIG = 1
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs a job or a script in this process; errors are the caller's."""
+    kind, target, *rest = arguments
+    if kind == "job":
+        from distrain.job_file import read_job  # noqa: PLC0415 - torch takes 2 s to import, and
+        from distrain.run_job import run_job  # noqa: PLC0415 - a failing launcher has no need of it
+
+        # A model named as PACKAGE.MODULE:FUNCTION is looked for where the job was started.
+        sys.path.insert(0, str(Path.cwd()))
+        run_job(read_job(Path(target)), fresh="--fresh" in rest)
+        return
+    sys.argv = [target, *rest]
+    sys.path.insert(0, str(Path(target).resolve().parent))
+    runpy.run_path(target, run_name="__main__")
+
+
+def failure_of(arguments: Sequence[str], rank: int) -> Report | None:
+    """Runs, and gives the report of how it failed, or None.
+
+    A script's `sys.exit(n)` counts as failed with n, unless n is 0.
+    """
+    try:
+        run(arguments)
+    except SystemExit as error:
+        if error.code in (None, 0):
+            return None
+        code = error.code if isinstance(error.code, int) else 1
+        text = f"the program ended with exit code {code}"
+        text = error.code if isinstance(error.code, str) else text
+        return Report(rank, time.monotonic_ns(), code, text, lost_peer=False)
+    except BaseException as error:  # noqa: BLE001 - handed to the launcher, which shows it
+        return report_of(error, rank, time.monotonic_ns())
+    return None
+
+
+def main() -> None:
+    """The process's entry: dies with the launcher, and leaves a report if it fails."""
+    _die_with_parent()
+    faulthandler.enable()
+    rank = int(os.environ.get("RANK", "0"))
+    report = failure_of(sys.argv[1:], rank)
+    if report is None:
+        atexit._run_exitfuncs()
+    elif REPORTS in os.environ:
+        write_report(Path(os.environ[REPORTS]), report)
+    else:
+        print(report.text, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At once: exchanges that wait for lost peers must not hold a failed process, and threads of
+    # torch's must not abort a good one while the interpreter is taken down (see world.leave).
+    os._exit(0 if report is None else report.exit_code)
+
+
+def _die_with_parent() -> None:
+    """Asks Linux to kill this process when the launcher dies, however it dies."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

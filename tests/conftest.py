@@ -1,0 +1,70 @@
+"""Fixtures that start real processes, and the real data that they train on."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.sources.bundled import make_bundled
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = Path(__file__).parent / "programs"
+
+Completed = subprocess.CompletedProcess[str]
+TIMEOUT_S = 240
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what a launcher would have set, warnings being errors."""
+    dropped = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH", "")]))
+    return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+
+
+@pytest.fixture(scope="session")
+def distrain() -> Callable[..., Completed]:
+    """Runs the `distrain` command in a process of its own."""
+
+    def run(*arguments: object, cwd: Path | None = None) -> Completed:
+        return subprocess.run(
+            [sys.executable, "-m", "launch.main", *map(str, arguments)],
+            cwd=cwd,
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_program(distrain: Callable[..., Completed]) -> Callable[..., None]:
+    """Runs a script of tests/programs on some workers, and expects it to end well."""
+
+    def run(name: str, workers: int, *arguments: object) -> None:
+        done = distrain("launch", "--workers", workers, PROGRAMS / name, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits data set, in three shards a part."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    make_bundled("digits", folder, rows_per_shard=500)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def iris(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The iris data set, 40% of it for validation."""
+    folder = tmp_path_factory.mktemp("data") / "iris"
+    make_bundled("iris", folder, validation_fraction=0.4)
+    return folder

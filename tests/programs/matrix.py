@@ -1,0 +1,209 @@
+"""Trains every row of the bit matrix in one process group; rank 0 writes a digest a row.
+
+Usage: matrix.py OUT.json
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import distrain
+from data_pipeline import Dataset
+from distrain.learn.losses import LossResult
+from distrain.parallel.replicas import weights_digest
+from distrain.step import Columns, MicroBatchResult
+
+Parameters = Iterable[nn.Parameter]
+
+# 44 rows in batches of 16: the last of an epoch has 12, three of the four micro-batches.
+ROWS, GLOBAL_BATCH, MICRO_BATCH, EPOCHS = 44, 16, 4, 2
+CLASSES = 3
+
+OPTIMIZERS: dict[str, Callable[[Parameters], torch.optim.Optimizer]] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "sgd_fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05),
+    "adadelta": lambda p: torch.optim.Adadelta(p, lr=1.0),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    "adamax": lambda p: torch.optim.Adamax(p, lr=0.01),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
+}
+
+
+def dropout_net() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, CLASSES))
+
+
+def batch_norm_net() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, CLASSES))
+
+
+def frozen_net() -> nn.Module:
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, CLASSES))
+    net[0].requires_grad_(False)
+    return net
+
+
+def tied_net() -> nn.Module:
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    second.weight = first.weight
+    return nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), nn.Linear(8, CLASSES))
+
+
+class Unused(nn.Module):
+    """Has a branch that is never taken, and one that only some samples take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.never = nn.Linear(8, CLASSES), nn.Linear(8, CLASSES)
+        self.sometimes = nn.Linear(8, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.used(x)
+        return outputs + self.sometimes(x) if x[0, 0] > 0 else outputs
+
+
+class Branching(nn.Module):
+    """Four ways of unlike length that meet again, one of them used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(8, 16)
+        self.c = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 16))
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        joined = self.a(x).relu() + self.b(x) * self.a(x * 0.5).sigmoid() + self.c(x)
+        outputs: torch.Tensor = self.head(joined)
+        return outputs
+
+
+class Recurrent(nn.Module):
+    """An LSTM over 4 steps of 2 features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(2, 8, batch_first=True), nn.Linear(8, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        states, _ = self.lstm(x.view(-1, 4, 2))
+        outputs: torch.Tensor = self.head(states[:, -1])
+        return outputs
+
+
+class Embedded(nn.Module):
+    """A sparse gradient: most entries of the table are not looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(50, 8, sparse=True), nn.Linear(8, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.head(self.table((x[:, 0].abs() * 20).long().clamp(max=49)))
+        return outputs
+
+
+def convolution_net() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 2, 4)),
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.BatchNorm2d(8, momentum=None),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, CLASSES),
+    )
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "dropout": dropout_net,
+    "batch_norm": batch_norm_net,
+    "frozen": frozen_net,
+    "tied": tied_net,
+    "unused": Unused,
+    "branching": Branching,
+}
+
+
+def own_loss(outputs: torch.Tensor, target: torch.Tensor) -> LossResult:
+    """A loss whose weight differs by sample."""
+    weights = 1.0 + target.float()
+    losses = nn.functional.cross_entropy(outputs, target, reduction="none")
+    return (weights * losses).sum(), weights.sum()
+
+
+def noisy_step(model: nn.Module, columns: Columns) -> MicroBatchResult:
+    """A micro-batch function of the user's own: noise on the inputs, two losses."""
+    outputs = model(columns["x"] + 0.1 * torch.randn_like(columns["x"]))
+    loss = nn.functional.cross_entropy(outputs, columns["y"], reduction="sum")
+    return loss + outputs.square().sum() * 1e-3, float(len(outputs)), outputs
+
+
+def make_data(*, ignored: bool) -> Dataset:
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((ROWS, 8)).astype(np.float32)
+    y = generator.integers(0, CLASSES, ROWS)
+    if ignored:
+        y[::5] = -100
+        return Dataset.from_arrays({"x": x, "y": y})
+    return Dataset.from_arrays({"x": x, "y": y}, classes={"y": ("a", "b", "c")})
+
+
+def train(
+    net: Callable[[], nn.Module],
+    optimizer: Callable[[Parameters], torch.optim.Optimizer],
+    *,
+    ignored: bool = False,
+    **options: Any,
+) -> str:
+    """One row: the digest of the weights and of every epoch's scores."""
+    settings: dict[str, Any] = {"loss": nn.CrossEntropyLoss(), "clip_norm": 1.0, **options}
+    trainer = distrain.Trainer(
+        model=net, optimizer=optimizer, inputs="x", target="y", progress=False, **settings
+    )
+    data = make_data(ignored=ignored)
+    history = trainer.fit(
+        data, data, epochs=EPOCHS, global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH
+    )
+    scores = [dict(record.scores) for record in history.epochs]
+    return f"{weights_digest(trainer.model)} {scores}"
+
+
+def main(out: Path) -> None:
+    rows = {
+        f"{optimizer}-{net}": train(NETS[net], OPTIMIZERS[optimizer], metrics=["accuracy", "f1"])
+        for optimizer in OPTIMIZERS
+        for net in NETS
+    }
+    sgd, adam = OPTIMIZERS["sgd"], OPTIMIZERS["adam"]
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 3.0]))
+    rows |= {
+        "lstm": train(Recurrent, adam),
+        "convolution": train(convolution_net, sgd),
+        "sparse_embedding": train(Embedded, sgd),
+        "weighted_ignored": train(dropout_net, sgd, ignored=True, loss=weighted),
+        "own_loss": train(batch_norm_net, adam, loss=own_loss),
+        "own_step": train(batch_norm_net, sgd, micro_batch_step=noisy_step),
+        "clip_value": train(dropout_net, sgd, clip_norm=None, clip_value=0.01),
+        "early_stopping": train(
+            dropout_net, sgd, early_stopping=distrain.EarlyStopping("val_loss", restore_best=True)
+        ),
+        "schedule": train(dropout_net, sgd, schedule=distrain.schedules.Cosine(6, warmup_steps=2)),
+    }
+    trainer = distrain.Trainer(
+        model=dropout_net, loss=weighted, optimizer=sgd, inputs="x", target="y", progress=False
+    )
+    rows["predict"] = str(trainer.predict(make_data(ignored=False)).tolist())
+    if trainer.rank == 0:
+        out.write_text(json.dumps({"world_size": trainer.world_size, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

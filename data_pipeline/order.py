@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from data_pipeline.random import derive_key, words_at
 
 NUM_ROUNDS = 16
-"""Each round changes one half. With 12 the orders of 6 rows fail a chi-square test; not with 16."""
+"""Each round changes one half. A chi-square test tells the orders of 5 rows from uniform ones after
+1,500 epochs with 8 rounds, after some 20,000 with 16."""
 
 BLOCK = 8_192
 """Positions a pass: the temporaries stay in the second-level cache."""

@@ -50,6 +50,7 @@ METRICS = (
 def near_names(name: str, known: Collection[str]) -> str:
     """A hint for a name that is not known: the near ones, or all where none is near."""
     near = get_close_matches(name, known, n=3)
+    near = near or [other for other in known if other in name or name in other]
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"known are {', '.join(sorted(known))}"
@@ -293,10 +294,11 @@ def check_micro_batch(global_batch: int, micro_batch: int) -> None:
     """Refuses a micro-batch that doesn't divide the global batch, naming the nearest that do."""
     if micro_batch < 1 or global_batch % micro_batch:
         divisors = [size for size in range(1, global_batch + 1) if global_batch % size == 0]
-        near = sorted(divisors, key=lambda size: abs(size - micro_batch))[:2]
+        below = [size for size in divisors if size < micro_batch][-1:]
+        above = [size for size in divisors if size > micro_batch][:1]
         raise ConfigError(
             f"a micro-batch of {micro_batch} does not divide the global batch of {global_batch}: "
-            f"take {' or '.join(map(str, sorted(near)))}"
+            f"take {' or '.join(map(str, below + above))}"
         )
 
 

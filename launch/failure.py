@@ -48,7 +48,9 @@ class Cause:
 
 def report_of(error: BaseException, rank: int, time_ns: int) -> Report:
     """The report of a worker that ends by an error."""
-    if is_for_the_user(error):
+    if isinstance(error, KeyboardInterrupt):
+        text = "interrupted"
+    elif is_for_the_user(error):
         text = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])])
     else:
         text = "".join(traceback.format_exception(error)).rstrip()

@@ -41,7 +41,9 @@ def _run_group(arguments: Sequence[str], workers: int, folder: Path) -> Cause | 
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # noqa: PLC0415
 
     # The cause is shown once, by us; the agent would log it, and what follows from it, again.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ[REPORTS] = str(folder)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Between the workers of one machine nothing has to leave it.

@@ -79,18 +79,20 @@ class Cosine:
         """Checks ranges."""
         _check("Cosine", total_steps=self.total_steps)
         _check_factor("Cosine", self.final_factor)
-        if not 0 <= self.warmup_steps < self.total_steps:
+        if not 0 <= self.warmup_steps <= self.total_steps:
             raise ConfigError(
                 f"Cosine: warmup_steps is {self.warmup_steps}; it must lie in "
-                f"[0, total_steps = {self.total_steps})"
+                f"[0, total_steps = {self.total_steps}]"
             )
 
     def __call__(self, step: int) -> float:
         """The factor at a step."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
+        if step >= self.total_steps:
+            return self.final_factor
         progress = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
-        fall = (1.0 + math.cos(math.pi * min(progress, 1.0))) / 2.0
+        fall = (1.0 + math.cos(math.pi * progress)) / 2.0
         return self.final_factor + (1.0 - self.final_factor) * fall
 
 

@@ -1,0 +1,129 @@
+"""Groups of real processes: how they end, together, and what the user is told."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import PROGRAMS, ROOT, Completed, clean_environment
+
+Run = Callable[..., Completed]
+
+
+def test_a_failing_workers_traceback_is_shown_once_with_its_rank(distrain: Run) -> None:
+    done = distrain("launch", "--workers", 3, PROGRAMS / "failing.py", "raise", 1)
+    assert done.returncode == 70
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.count("planted in rank 1") == 1
+    assert done.stderr.startswith("distrain (rank 1): Traceback")
+    assert "in fail_here" in done.stderr
+    assert "elastic" not in done.stderr
+
+
+def test_a_killed_worker_ends_all_and_is_named(distrain: Run) -> None:
+    done = distrain("launch", "--workers", 3, PROGRAMS / "failing.py", "kill", 2)
+    assert done.returncode == 69
+    assert done.stderr.strip() == "distrain (rank 2): worker 2 was killed by SIGKILL"
+
+
+def test_a_scripts_own_exit_code_is_passed_on(distrain: Run) -> None:
+    for workers in (1, 2):
+        done = distrain("launch", "--workers", workers, PROGRAMS / "failing.py", "exit", 0)
+        assert done.returncode == 7
+        assert "the program ended with exit code 7" in done.stderr
+
+
+def test_an_error_for_the_user_is_told_without_a_traceback(distrain: Run) -> None:
+    done = distrain("launch", "--workers", 2, PROGRAMS / "failing.py", "config", 0)
+    assert done.returncode == 78
+    assert done.stderr.strip() == "distrain: epochs is 0: give 1 or more"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_ends_every_process(workers: int, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    command = [sys.executable, "-m", "launch.main", "launch", "--workers", str(workers)]
+    launcher = subprocess.Popen(
+        [*command, str(PROGRAMS / "failing.py"), "wait", str(started)],
+        env=clean_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: len(list(tmp_path.glob("started-*"))) == workers)
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    assert len(children) >= (workers if workers > 1 else 0)
+    os.killpg(launcher.pid, signal.SIGINT)
+    _, said = launcher.communicate(timeout=60)
+    assert launcher.returncode == 130
+    assert said.strip() == "distrain: interrupted"
+    assert not [child for child in children if child.is_running()]
+
+
+def test_killing_the_launcher_leaves_no_worker(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    command = [sys.executable, "-m", "launch.main", "launch", "--workers", "2"]
+    launcher = subprocess.Popen(
+        [*command, str(PROGRAMS / "failing.py"), "wait", str(started)], env=clean_environment()
+    )
+    wait_for(lambda: len(list(tmp_path.glob("started-*"))) == 2)
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    assert len(children) >= 2
+    launcher.kill()
+    launcher.wait()
+    _, alive = psutil.wait_procs(children, timeout=2)
+    assert not alive
+
+
+def wait_for(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "the workers did not start"
+        time.sleep(0.05)
+
+
+def test_world_size_without_a_group_is_an_error_and_no_training(tmp_path: Path) -> None:
+    environment = clean_environment() | {"WORLD_SIZE": "2"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "digits.py"), str(tmp_path / "run")],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "WORLD_SIZE is 2, but RANK" in done.stderr
+
+
+def test_the_same_script_leaves_the_same_bits_under_python_torchrun_and_distrain(
+    distrain: Run, digits: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "digits").symlink_to(digits)
+    script = str(ROOT / "examples" / "digits.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    for name, command in (
+        ("python", [sys.executable]),
+        ("torchrun", [*torchrun, "--nproc-per-node", "2"]),
+    ):
+        subprocess.run(
+            [*command, script, name],
+            env=clean_environment(),
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
+    done = distrain("launch", "--workers", 4, script, "launch", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    written = {
+        (tmp_path / name / "model.safetensors").read_bytes()
+        for name in ("python", "torchrun", "launch")
+    }
+    assert len(written) == 1

@@ -1,0 +1,51 @@
+"""Trains a little, evaluates and predicts on some workers, for a comparison with scikit-learn.
+
+Usage: metrics.py DIGITS OUT.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import distrain
+from data_pipeline import Dataset
+
+
+def build_net() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+def main(digits: Path, out: Path) -> None:
+    validation = Dataset(digits, "validation")
+    trainer = distrain.Trainer(
+        model=build_net,
+        loss=nn.CrossEntropyLoss(),
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.05),
+        inputs="image",
+        target="label",
+        metrics=["accuracy", "f1", "f1_micro", "precision", "recall"],
+        progress=False,
+    )
+    history = trainer.fit(Dataset(digits), validation, epochs=1, global_batch=256)
+    scores = trainer.evaluate(validation)
+    outputs = trainer.predict(validation)
+    if trainer.rank == 0:
+        labels = np.empty(len(validation), np.int64)
+        validation.gather("label", np.arange(len(validation)), labels)
+        last = history.epochs[-1].scores
+        found = {
+            "world_size": trainer.world_size,
+            "scores": scores,
+            "fit_scores": {name: last[name] for name in last if name.startswith("val_")},
+            "outputs": outputs.tolist(),
+            "labels": labels.tolist(),
+        }
+        out.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -113,9 +113,7 @@ class TrainingStep:
         if not (math.isfinite(norm) and math.isfinite(totals.loss_sum)):
             raise self._non_finite(batch, owned, columns)
         self._clip_gradient(flat, norm)
-        self._statistics.apply(
-            total.float32[self._gradients.num_floats :], num_samples=totals.num_samples
-        )
+        self._statistics.apply(total.float32[self._gradients.num_floats :])
         self._gradients.assign(flat, totals.present)
         lr = self._set_learning_rate(batch.step)
         self._optimizer.step()
@@ -131,7 +129,8 @@ class TrainingStep:
         loss_sum, weight, outputs = self._forward_backward(batch, micro_batch, sample)
         leaf = self._reduction.leaf()
         self._gradients.collect(self._views_of(leaf), self._ledger.present(leaf))
-        self._statistics.collect(leaf.float32[self._gradients.num_floats :], stop - start)
+        share = (stop - start) / batch.num_samples
+        self._statistics.collect(leaf.float32[self._gradients.num_floats :], share)
         self._ledger.write(
             leaf,
             loss_sum=loss_sum,

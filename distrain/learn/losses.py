@@ -33,7 +33,13 @@ _SAME_SHAPE = (
     torch.nn.SmoothL1Loss,
     torch.nn.BCELoss,
     torch.nn.BCEWithLogitsLoss,
+    torch.nn.PoissonNLLLoss,
+    torch.nn.KLDivLoss,
+    torch.nn.SoftMarginLoss,
+    torch.nn.HingeEmbeddingLoss,
+    torch.nn.MultiLabelSoftMarginLoss,
 )
+"""These would broadcast (B, 1) against (B,) to (B, B) without a word, or with a warning at most."""
 
 
 class SummedLoss:
@@ -105,6 +111,11 @@ def _check_splittable(module: torch.nn.Module) -> None:
         raise ConfigError(
             f"{name} takes more than (outputs, target), or weights its mean in a way of its own: "
             "write it in a micro_batch_step that returns (sum, weight, outputs)"
+        )
+    if any(True for _ in module.parameters()):
+        raise ConfigError(
+            f"{name} has weights of its own, which would not be trained: make them part of the "
+            "model, and compute the loss in a function or a micro_batch_step"
         )
     reduction = getattr(module, "reduction", "mean")
     if reduction not in ("mean", "batchmean"):

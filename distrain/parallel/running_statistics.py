@@ -1,7 +1,8 @@
 """Running statistics of batch norm, updated once a step whatever the number of workers (rule 10).
 
 Each micro-batch starts from the statistics of the step's begin; what it makes of them travels
-along the tree, weighted by samples:  running <- mean_j ((1 - m) running + m stat_j).
+along the tree, weighted by samples:  running <- mean_j ((1 - m) running + m stat_j). A norm in
+evaluation mode is frozen: nothing of it moves.
 """
 
 import torch
@@ -21,7 +22,9 @@ class RunningStatistics:
         """
         self.has_batch_norm = False
         self._means: list[torch.Tensor] = []
+        self._mean_owners: list[_NormBase] = []
         self._counters: list[torch.Tensor] = []
+        self._counter_owners: list[_NormBase] = []
         known: set[int] = set()
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.SyncBatchNorm):
@@ -31,15 +34,18 @@ class RunningStatistics:
                 )
             if not isinstance(module, _NormBase):
                 continue
-            self.has_batch_norm |= isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
-            # A count moves on where there are no averages as well; each is known once if shared.
             for buffer in (module.running_mean, module.running_var):
                 if buffer is not None and id(buffer) not in known:
                     known.add(id(buffer))
                     self._means.append(buffer)
-            if module.num_batches_tracked is not None:
-                known.add(id(module.num_batches_tracked))
-                self._counters.append(module.num_batches_tracked)
+                    self._mean_owners.append(module)
+            # Instance norm has a count too, and never moves it.
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                self.has_batch_norm = True
+                if module.num_batches_tracked is not None:
+                    known.add(id(module.num_batches_tracked))
+                    self._counters.append(module.num_batches_tracked)
+                    self._counter_owners.append(module)
         self._others = [
             (name, buffer) for name, buffer in model.named_buffers() if id(buffer) not in known
         ]
@@ -57,13 +63,17 @@ class RunningStatistics:
         if self._at_begin:
             torch._foreach_copy_([*self._means, *self._counters], self._at_begin)
 
-    def collect(self, out: torch.Tensor, num_samples: int) -> None:
-        """Writes what one micro-batch made of them, times its samples, to `(num_floats,)`."""
+    def collect(self, out: torch.Tensor, share: float) -> None:
+        """Writes what one micro-batch made of them, times its share of the step's samples.
+
+        `out` is `(num_floats,)`. A share of 1 changes no bit, so that a step of one micro-batch
+        updates as torch does.
+        """
         if self._means:
             torch.cat([buffer.reshape(-1) for buffer in self._means], out=out)
-            out *= num_samples
+            out *= share
 
-    def apply(self, total: torch.Tensor, num_samples: int) -> None:
+    def apply(self, total: torch.Tensor) -> None:
         """Sets the statistics from the sum over all micro-batches; one update is counted.
 
         Raises:
@@ -73,12 +83,16 @@ class RunningStatistics:
         if not self._at_begin:
             return
         at = 0
-        for buffer in self._means:
-            mean = total[at : at + buffer.numel()] / num_samples
-            buffer.copy_(mean.view_as(buffer))
+        for module, buffer in zip(self._mean_owners, self._means, strict=True):
+            if module.training:
+                buffer.copy_(total[at : at + buffer.numel()].view_as(buffer))
             at += buffer.numel()
-        for counter, start in zip(self._counters, self._at_begin[len(self._means) :], strict=True):
-            counter.copy_(start + 1)
+        starts = self._at_begin[len(self._means) :]
+        for module, counter, start in zip(
+            self._counter_owners, self._counters, starts, strict=True
+        ):
+            if module.training:
+                counter.copy_(start + 1)
 
     def _refuse_others(self) -> None:
         if not self._others:

@@ -95,12 +95,7 @@ Case = tuple[list[object], int, str]
     ],
 )
 def test_a_job_that_cannot_run_is_refused_with_its_exit_code(
-    distrain: Run,
-    digits: Path,
-    tmp_path: Path,
-    arguments: list[object],
-    code: int,
-    message: str,
+    distrain: Run, digits: Path, tmp_path: Path, *, arguments: list[object], code: int, message: str
 ) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "digits").symlink_to(digits)

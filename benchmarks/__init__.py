@@ -1,0 +1,1 @@
+"""Measurements against peers that run in the same call."""

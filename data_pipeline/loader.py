@@ -194,7 +194,8 @@ class _Slot:
         self.tensors: dict[str, torch.Tensor] = {}
         for name, column in columns.items():
             shape = (max_rows, *column.shape)
-            raw = torch.from_numpy(np.zeros(shape, dtype=column.dtype))
+            # Torch's memory is aligned to 64 bytes, NumPy's is not, and alignment shows in bits.
+            raw = torch.zeros(shape, dtype=_torch_dtype(column.dtype))
             final = torch.zeros(shape) if name in recipe.standardized else raw
             if pin_memory:
                 final = final.pin_memory()
@@ -203,6 +204,10 @@ class _Slot:
             self.tensors[name] = final
             if name in recipe.standardized:
                 self.scaled[name] = final.numpy()
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype=name)).dtype
 
 
 class _CachedOrder:

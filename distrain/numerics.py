@@ -17,6 +17,9 @@ FLOATS_PER_LINE = 16
 NORM_BLOCK = 4096
 """Rule 8: the gradient norm is folded over blocks of this many floats."""
 
+ALIGNMENT = 64
+"""Rule 16: what a kernel reads starts at a multiple of this many bytes."""
+
 _SEED_BITS = 63
 
 
@@ -52,6 +55,15 @@ def fix_kernels(compute_threads: int, *, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
     # Filling fresh memory guards against reading it before writing it, at a cost for each tensor.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself if its memory starts at a multiple of 64 bytes, else a copy that does.
+
+    Where a slice starts within a worker's buffer depends on the number of workers, and a matrix
+    product gives other bits for unaligned operands (rule 16). Fresh tensors of torch are aligned.
+    """
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 @contextmanager

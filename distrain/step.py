@@ -12,7 +12,7 @@ from distrain.coordinator.ledger import Ledger, LedgerTotals
 from distrain.coordinator.metrics import MetricSet
 from distrain.errors import NonFiniteError, ProgramError
 from distrain.learn.schedules import Schedule
-from distrain.numerics import micro_batch_seed, seed_generators
+from distrain.numerics import aligned, micro_batch_seed, seed_generators
 from distrain.parallel.gradients import FlatGradients
 from distrain.parallel.payload import Payload, PayloadLayout
 from distrain.parallel.reduction import TreeReduction
@@ -125,7 +125,9 @@ class TrainingStep:
         """One micro-batch's loss, gradient, statistics and metrics, as a leaf of the tree."""
         first = batch.positions(owned)[0]
         start, stop = batch.positions(range(micro_batch, micro_batch + 1))
-        sample = {name: column[start - first : stop - first] for name, column in columns.items()}
+        sample = {
+            name: aligned(column[start - first : stop - first]) for name, column in columns.items()
+        }
         loss_sum, weight, outputs = self._forward_backward(batch, micro_batch, sample)
         leaf = self._reduction.leaf()
         self._gradients.collect(self._views_of(leaf), self._ledger.present(leaf))

@@ -203,7 +203,9 @@ class Trainer:
                     metrics=metrics,
                     recording=recording,
                 )
-            return recording.finish(self.model, progress)
+            rule = self._early_stopping
+            restored = rule is not None and rule.restore_best
+            return recording.finish(self.model, progress, restored=restored)
 
     def _loop(
         self,

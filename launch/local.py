@@ -40,6 +40,8 @@ def _run_group(arguments: Sequence[str], workers: int, folder: Path) -> Cause | 
     )
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # noqa: PLC0415
 
+    from launch import loopback  # noqa: PLC0415
+
     # The cause is shown once, by us; the agent would log it, and what follows from it, again.
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
@@ -53,9 +55,9 @@ def _run_group(arguments: Sequence[str], workers: int, folder: Path) -> Cause | 
         max_nodes=1,
         nproc_per_node=workers,
         run_id="distrain",
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
+        rdzv_backend=loopback.NAME,
+        rdzv_endpoint=str(folder / "rendezvous"),
+        local_addr=loopback.ADDRESS,
         max_restarts=0,
         monitor_interval=MONITOR_EVERY_S,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         cause = Cause(0, exit_code_of(error), str(error))
     except KeyboardInterrupt:
         cause = Cause(0, ExitCode.CTRL_C, "interrupted")
+    except Exception:  # noqa: BLE001 - a fault of ours: shown whole, with the code for it
+        cause = Cause(0, ExitCode.FAULT, traceback.format_exc().rstrip())
     if cause is None:
         sys.exit(ExitCode.DONE)
     rank = f" (rank {cause.rank})" if cause.rank else ""

@@ -30,8 +30,11 @@ class EarlyStopping:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if self.patience < 0 or self.min_delta < 0 or self.mode not in ("auto", "min", "max"):
-            raise ConfigError(f'{self}: patience and min_delta are 0 or more, mode "min" or "max"')
+        in_range = self.patience >= 0 and self.min_delta >= 0
+        if not in_range or self.mode not in ("auto", "min", "max"):
+            raise ConfigError(
+                f'{self}: patience and min_delta are 0 or more, mode "auto", "min" or "max"'
+            )
 
     def check(self, known: list[str]) -> None:
         """Refuses a name that no epoch will have.

@@ -119,7 +119,7 @@ class EventLog:
             epoch=result.batch.epoch + 1,
             loss=finite_or_none(result.totals.loss),
             grad_norm=result.grad_norm,
-            lr=result.lr,
+            lr=finite_or_none(result.lr),
             samples=result.totals.num_samples,
         )
 
@@ -140,8 +140,10 @@ class EventLog:
         fields = {"reason": ending.reason, "exit_code": ending.exit_code, **ending.details}
         if ending.best_epoch is not None:
             fields["best_epoch"] = ending.best_epoch
-        self._write("end", **fields)
-        self._file.close()
+        try:
+            self._write("end", **fields)
+        finally:
+            self._file.close()
 
 
 class TensorBoardLog:

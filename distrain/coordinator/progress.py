@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -15,9 +16,21 @@ LINE_EVERY_S = 10.0
 """On no terminal, a line is due after this long within an epoch."""
 
 
-def score_text(record: EpochRecord) -> str:
-    """An epoch's scores on one line: `loss 0.1234, accuracy 0.9712, val_loss ...`."""
-    return ", ".join(f"{name} {score:.4f}" for name, score in record.scores.items())
+def score_text(scores: Mapping[str, float]) -> str:
+    """Scores on one line: `loss 0.1234, accuracy 0.9712`."""
+    return ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
+
+
+def score_lines(record: EpochRecord) -> list[str]:
+    """An epoch's scores, those of training and those of validation on a line each."""
+    validation = {
+        name.removeprefix("val_"): score
+        for name, score in record.scores.items()
+        if name.startswith("val_")
+    }
+    training = {name: score for name, score in record.scores.items() if not name.startswith("val_")}
+    lines = [f"  training    {score_text(training)}"]
+    return [*lines, f"  validation  {score_text(validation)}"] if validation else lines
 
 
 class ProgressBar:
@@ -65,9 +78,11 @@ class ProgressBar:
         )
 
     def epoch(self, record: EpochRecord) -> None:
-        """Shows the last of the epoch's scores from now on."""
-        name, score = list(record.scores.items())[-1]
-        self._score = f" {name} {score:.4f}"
+        """Shows the first metric on the validation set, or what comes next to it, from now on."""
+        metrics = [name for name in record.scores if name not in ("loss", "val_loss")]
+        measured = [name for name in metrics if name.startswith("val_")] or metrics or ["val_loss"]
+        if measured[0] in record.scores:
+            self._score = f" {measured[0]} {record.scores[measured[0]]:.4f}"
         self._samples, self._since = 0, time.monotonic()
 
     def end(self, ending: Ending) -> None:  # noqa: ARG002 - an observer is told how it ended
@@ -103,7 +118,7 @@ class PlainLines:
     def epoch(self, record: EpochRecord) -> None:
         """The epoch's scores."""
         self._say(
-            f"epoch {record.epoch}/{self._epochs}: {score_text(record)} "
+            f"epoch {record.epoch}/{self._epochs}: {score_text(record.scores)} "
             f"({record.samples_per_s:,.0f} samples/s)"
         )
 

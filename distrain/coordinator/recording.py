@@ -23,7 +23,7 @@ from distrain.coordinator.observers import (
     TensorBoardLog,
     finite_or_none,
 )
-from distrain.coordinator.progress import progress_observer, score_text
+from distrain.coordinator.progress import progress_observer, score_lines
 from distrain.coordinator.run_folder import (
     DONE,
     FAILED,
@@ -99,8 +99,9 @@ class Recording:
             epochs = _recorded_epochs(self._folder.path / EVENTS)
             best = self._folder.status().get("best_epoch")
             if self._show:
-                scores = f": {score_text(epochs[-1])}" if epochs else ""
-                print(f"this run is finished already{scores}\nresult: {result}", flush=True)
+                scores = score_lines(epochs[-1]) if epochs else []
+                lines = ["this run is finished already", *scores, f"result: {result}"]
+                print("\n".join(lines), flush=True)
         for tensor in model.state_dict().values():
             self._world.communicator.broadcast(tensor)
         return History(epochs, best, result)
@@ -133,8 +134,11 @@ class Recording:
         for observer in self._observers:
             observer.epoch(record)
 
-    def finish(self, model: torch.nn.Module, progress: Progress) -> History:
-        """Writes the result, and says how the run ended."""
+    def finish(self, model: torch.nn.Module, progress: Progress, *, restored: bool) -> History:
+        """Writes the result, and says how the run ended.
+
+        `restored` says that the model has the weights of the best epoch, and not of the last.
+        """
         best = progress.best_epoch or None
         early = len(self._epochs) < self._planned
         reason = "stopped early" if early else "finished"
@@ -152,7 +156,7 @@ class Recording:
                 scores=_json_scores(self._epochs[-1].scores),
             )
         if self._world.rank == 0 and self._show:
-            self._say_summary(reason, best, result)
+            self._say_summary(reason, best, result, restored=restored)
         return History(tuple(self._epochs), best, result)
 
     def fail(self, error: BaseException) -> None:
@@ -175,16 +179,19 @@ class Recording:
         for observer in observers:
             observer.end(ending)
 
-    def _say_summary(self, reason: str, best: int | None, result: Path | None) -> None:
+    def _say_summary(
+        self, reason: str, best: int | None, result: Path | None, *, restored: bool
+    ) -> None:
         last = self._epochs[-1]
         seconds = time.monotonic() - self._began
         workers = "1 worker" if self._world.size == 1 else f"{self._world.size} workers"
         print(f"{reason} after epoch {last.epoch}, {self._steps} steps, {seconds:.1f} s, {workers}")
-        print(f"  {score_text(last)}")
+        print("\n".join(score_lines(last)))
         if best is not None and best != last.epoch:
-            print(f"  best epoch {best}: {score_text(self._epochs[best - 1])}")
+            print(f"best was epoch {best}" + (", whose weights are restored" if restored else ""))
+            print("\n".join(score_lines(self._epochs[best - 1])))
         if result is not None:
-            print(f"  result: {result}")
+            print(f"result: {result}")
         sys.stdout.flush()
 
 

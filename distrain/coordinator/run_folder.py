@@ -59,10 +59,14 @@ class RunFolder:
         except BaseException:
             self.close()
             raise
+        os.ftruncate(self._lock, 0)
+        os.write(self._lock, f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def _open(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if not (self.path / LOCK).exists():
+                self._refuse_strangers()
             self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise StorageError(
@@ -78,8 +82,6 @@ class RunFolder:
                 f"the run folder {self.path} is in use by a live run ({holder}): wait for it to "
                 "end, or name another folder with --run.dir"
             ) from error
-        os.ftruncate(self._lock, 0)
-        os.write(self._lock, f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def _move_aside(self) -> None:
         number = 1
@@ -92,18 +94,25 @@ class RunFolder:
         finally:
             self.close()
 
+    def _refuse_strangers(self) -> None:
+        """Refuses files without a job; a first start that was killed may leave part of one."""
+        if (self.path / JOB).exists():
+            return
+        names = sorted(item.name for item in self.path.iterdir())
+        others = [name for name in names if name != LOCK and not name.endswith(".partial")]
+        if others:
+            raise ConfigError(
+                f"{self.path} holds {', '.join(others[:3])} and no {JOB}: it is no run's "
+                "folder; name another with --run.dir"
+            )
+
     def _check_owner(self) -> None:
+        self._refuse_strangers()
         if not (self.path / JOB).exists():
-            others = sorted(item.name for item in self.path.iterdir() if item.name != LOCK)
-            if others:
-                raise ConfigError(
-                    f"{self.path} holds {', '.join(others[:3])} and no {JOB}: it is no run's "
-                    "folder; name another with --run.dir"
-                )
             return
         try:
-            recorded = tomllib.loads((self.path / JOB).read_text())[IDENTITY]
-        except (OSError, tomllib.TOMLDecodeError, KeyError, UnicodeDecodeError) as error:
+            recorded = dict(tomllib.loads((self.path / JOB).read_text())[IDENTITY])
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise ConfigError(
                 f"{self.path / JOB} cannot be read ({error}), so whose folder it is can't be told: "
                 "name another with --run.dir, or start with --fresh, which moves it aside"
@@ -130,7 +139,9 @@ class RunFolder:
             content = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read: {error}; start with --fresh") from error
-        return content if isinstance(content, dict) else {}
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path} cannot be read: it is no JSON object; start with --fresh")
+        return content
 
     def begin(self, job: Mapping[str, Any], environment: Mapping[str, Any], epochs: int) -> None:
         """Clears what an unfinished start of the same job left, and writes what the run is."""

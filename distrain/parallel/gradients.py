@@ -28,11 +28,6 @@ class FlatGradients:
                 "the model has no parameter that requires a gradient: nothing to train"
             )
         for name, parameter in named:
-            if isinstance(parameter, torch.nn.UninitializedParameter):
-                raise ConfigError(
-                    f"parameter {name} has no shape yet (a lazy module): run the model once on a "
-                    "sample, or give the sizes"
-                )
             if parameter.dtype != torch.float32:
                 raise ConfigError(
                     f"parameter {name} is {parameter.dtype}; gradients are summed in float32: "

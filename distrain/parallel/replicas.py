@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from distrain.errors import ConfigError, ProgramError
-from distrain.numerics import initialization_seed, seed_generators
+from distrain.numerics import aligned, initialization_seed, seed_generators
 from distrain.parallel.world import World
 
 ModelSource = torch.nn.Module | Callable[[], torch.nn.Module]
@@ -33,7 +33,15 @@ def build_model(source: ModelSource, seed: int, world: World) -> torch.nn.Module
         model = source()
         if not isinstance(model, torch.nn.Module):
             raise ConfigError(f"the function that builds the model returned {type(model)}")
+    for name, parameter in model.named_parameters():
+        if torch.nn.parameter.is_lazy(parameter):
+            raise ConfigError(
+                f"parameter {name} has no shape yet (a lazy module): run the model once on a "
+                "sample before it is given to the trainer, or give the sizes"
+            )
     model = model.to(world.device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = aligned(tensor.data)
     if world.size > 1:
         _agree(model, world, may_differ=isinstance(source, torch.nn.Module))
     return model

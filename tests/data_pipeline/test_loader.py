@@ -1,3 +1,4 @@
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -74,9 +75,18 @@ def loader_threads() -> list[threading.Thread]:
 
 
 @pytest.fixture(autouse=True)
-def no_thread_is_left() -> Iterator[None]:
-    yield
-    assert loader_threads() == []
+def no_thread_is_left_and_none_waits_for_ever() -> Iterator[None]:
+    def too_late(*_: object) -> None:
+        raise TimeoutError("a loader's test took 30 s: someone waits for what will never come")
+
+    before = signal.signal(signal.SIGALRM, too_late)
+    signal.setitimer(signal.ITIMER_REAL, 30, 5)
+    try:
+        yield
+        assert loader_threads() == []
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def computed(span: Span) -> dict[str, NDArray[Any]]:
@@ -159,6 +169,12 @@ def test_spans_may_jump_to_and_fro_within_and_between_epochs() -> None:
             span = batch.span
             expected = orders[span.epoch][span.start : span.stop].tolist()
             assert batch.columns["x"].tolist() == expected
+
+
+@pytest.mark.parametrize("epoch", [-1, 0, 2**40])
+def test_any_whole_number_may_be_the_first_epoch(epoch: int) -> None:
+    (batch,) = load(RECIPE, [Span(epoch, 3, 20)])
+    assert batch.rows == ShuffledOrder(NUM_ROWS, 7, epoch).rows(3, 20).tolist()
 
 
 @pytest.mark.parametrize("depth", [0, 2, 5])
@@ -344,8 +360,8 @@ def test_a_close_from_elsewhere_wakes_who_waits_for_a_batch() -> None:
 
     loader = Loader(DATASET, LABELS, slow(), max_rows=1)
     left: list[Batch] = []
-    consumer = threading.Thread(target=lambda: left.extend(loader))
-    closer = threading.Thread(target=loader.close)
+    consumer = threading.Thread(target=lambda: left.extend(loader), daemon=True)
+    closer = threading.Thread(target=loader.close, daemon=True)
     consumer.start()
     time.sleep(0.05)  # until it waits
     closer.start()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def plain_loop(
             rows = torch.from_numpy(order[start : start + global_batch])
             loss = nn.functional.cross_entropy(net(x[rows]), y[rows])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
             losses.append(loss.item())
@@ -70,7 +71,7 @@ def plain_loop(
     return losses[:steps], net
 
 
-def recorded(folder: Path, event: str) -> list[dict[str, float]]:
+def recorded(folder: Path, event: str) -> list[dict[str, Any]]:
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
     return [found for found in events if found["event"] == event]
 

@@ -145,13 +145,6 @@ def test_a_frozen_parameter_may_have_any_dtype() -> None:
     assert FlatGradients(model).names == ["0.weight", "0.bias"]
 
 
-def test_a_parameter_without_a_shape_yet_is_refused_by_name() -> None:
-    model = nn.Linear(2, 2)
-    model.weight = nn.UninitializedParameter()
-    with pytest.raises(ConfigError, match="parameter weight has no shape yet"):
-        FlatGradients(model)
-
-
 @pytest.mark.parametrize("model", [nn.Linear(2, 2).requires_grad_(False), nn.ReLU()])
 def test_a_model_without_a_trainable_parameter_is_refused(model: nn.Module) -> None:
     with pytest.raises(ConfigError, match="no parameter that requires a gradient"):

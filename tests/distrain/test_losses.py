@@ -139,9 +139,11 @@ REFUSED: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+# Torch warns that the plain mean of a KL divergence also divides by the number of classes.
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
 @pytest.mark.parametrize("name", CASES)
 @given(cuts=st.lists(st.integers(1, B - 1), max_size=5), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=12)
 def test_over_any_split_it_is_torchs_mean_over_the_whole(
     name: str, cuts: list[int], seed: int
 ) -> None:
@@ -187,7 +189,8 @@ def test_a_micro_batch_without_a_target_that_counts_adds_nothing() -> None:
     loss_sum, weight = SummedLoss(nn.CrossEntropyLoss(), CPU)(
         torch.randn(4, 3, requires_grad=True), torch.full((4,), -100)
     )
-    assert (float(loss_sum), float(weight)) == (0.0, 0.0)
+    assert loss_sum.item() == 0.0
+    assert float(weight) == 0.0
 
 
 @pytest.mark.parametrize("name", REFUSED)

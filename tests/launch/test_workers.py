@@ -81,6 +81,28 @@ def test_killing_the_launcher_leaves_no_worker(tmp_path: Path) -> None:
     assert not alive
 
 
+def test_a_local_run_listens_on_loopback_alone(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    command = [sys.executable, "-m", "launch.main", "launch", "--workers", "2"]
+    launcher = subprocess.Popen(
+        [*command, str(PROGRAMS / "failing.py"), "wait", str(started)], env=clean_environment()
+    )
+    try:
+        wait_for(lambda: len(list(tmp_path.glob("started-*"))) == 2)
+        group = psutil.Process(launcher.pid)
+        listening = [
+            connection.laddr.ip
+            for process in (group, *group.children(recursive=True))
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        assert len(listening) >= 3, "the store, and a listener of gloo's in each worker"
+        assert set(listening) == {"127.0.0.1"}
+    finally:
+        launcher.kill()
+        launcher.wait()
+
+
 def wait_for(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
     end = time.monotonic() + limit_s
     while not condition():

@@ -111,6 +111,11 @@ class Embedded(nn.Module):
         return outputs
 
 
+def odd_net() -> nn.Module:
+    """Sizes whose matrix products give other bits where an operand is not aligned."""
+    return nn.Sequential(nn.Linear(7, 33), nn.Tanh(), nn.Linear(33, CLASSES))
+
+
 def convolution_net() -> nn.Module:
     return nn.Sequential(
         nn.Unflatten(1, (1, 2, 4)),
@@ -160,7 +165,9 @@ def train(
     net: Callable[[], nn.Module],
     optimizer: Callable[[Parameters], torch.optim.Optimizer],
     *,
-    ignored: bool = False,
+    data: Dataset | None = None,
+    micro_batch: int = MICRO_BATCH,
+    global_batch: int = GLOBAL_BATCH,
     **options: Any,
 ) -> str:
     """One row: the digest of the weights and of every epoch's scores."""
@@ -168,9 +175,9 @@ def train(
     trainer = distrain.Trainer(
         model=net, optimizer=optimizer, inputs="x", target="y", progress=False, **settings
     )
-    data = make_data(ignored=ignored)
+    data = data or make_data(ignored=False)
     history = trainer.fit(
-        data, data, epochs=EPOCHS, global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH
+        data, data, epochs=EPOCHS, global_batch=global_batch, micro_batch=micro_batch
     )
     scores = [dict(record.scores) for record in history.epochs]
     return f"{weights_digest(trainer.model)} {scores}"
@@ -188,7 +195,7 @@ def main(out: Path) -> None:
         "lstm": train(Recurrent, adam),
         "convolution": train(convolution_net, sgd),
         "sparse_embedding": train(Embedded, sgd),
-        "weighted_ignored": train(dropout_net, sgd, ignored=True, loss=weighted),
+        "weighted_ignored": train(dropout_net, sgd, data=make_data(ignored=True), loss=weighted),
         "own_loss": train(batch_norm_net, adam, loss=own_loss),
         "own_step": train(batch_norm_net, sgd, micro_batch_step=noisy_step),
         "clip_value": train(dropout_net, sgd, clip_norm=None, clip_value=0.01),
@@ -197,6 +204,14 @@ def main(out: Path) -> None:
         ),
         "schedule": train(dropout_net, sgd, schedule=distrain.schedules.Cosine(6, warmup_steps=2)),
     }
+    generator = np.random.default_rng(1)
+    odd = Dataset.from_arrays(
+        {
+            "x": generator.standard_normal((ROWS, 7)).astype(np.float32),
+            "y": generator.integers(0, CLASSES, ROWS),
+        }
+    )
+    rows["odd_sizes"] = train(odd_net, sgd, data=odd, micro_batch=3, global_batch=12)
     trainer = distrain.Trainer(
         model=dropout_net, loss=weighted, optimizer=sgd, inputs="x", target="y", progress=False
     )

@@ -1,0 +1,58 @@
+"""A rendezvous for the workers of one machine that nothing outside of it can reach.
+
+Torch elastic's c10d rendezvous and the store that it hands to the workers are TCP servers that
+listen on every address, take whatever connects, and make the agent unpickle what is put there. On
+one machine neither has to: the rendezvous is kept in a file, and the workers' store listens on
+loopback alone.
+"""
+
+import socket
+
+from torch.distributed import FileStore, TCPStore
+from torch.distributed.elastic.rendezvous import (
+    RendezvousHandler,
+    RendezvousParameters,
+    rendezvous_handler_registry,
+)
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
+
+NAME = "distrain-loopback"
+ADDRESS = "127.0.0.1"
+
+
+class FileBackend(C10dRendezvousBackend):
+    """Torch elastic's own state keeping, under the name by which it is asked for here."""
+
+    @property
+    def name(self) -> str:
+        """The rendezvous' name."""
+        return NAME
+
+
+class LoopbackRendezvous(DynamicRendezvousHandler):
+    """Torch elastic's own rendezvous, with a store that is bound to loopback."""
+
+    def _create_tcp_store_server(self, master_addr: str, master_port: int) -> TCPStore:  # noqa: ARG002 - the base's signature
+        listener = socket.create_server((ADDRESS, master_port))
+        port = listener.getsockname()[1]
+        return TCPStore(
+            ADDRESS, port, is_master=True, multi_tenant=True, master_listen_fd=listener.detach()
+        )
+
+
+def create(parameters: RendezvousParameters) -> RendezvousHandler:
+    """A rendezvous whose endpoint is the path of a file."""
+    store = FileStore(parameters.endpoint)
+    backend = FileBackend(store, parameters.run_id)
+    return LoopbackRendezvous.from_backend(
+        parameters.run_id,
+        store,
+        backend,
+        parameters.min_nodes,
+        parameters.max_nodes,
+        local_addr=ADDRESS,
+    )
+
+
+rendezvous_handler_registry.register(NAME, create)

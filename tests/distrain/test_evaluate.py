@@ -1,0 +1,210 @@
+"""Evaluation and prediction over every row once, whatever the number of workers (threads here)."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+from torch import nn
+
+from data_pipeline import Dataset
+from data_pipeline.loader import Recipe
+from distrain.coordinator.ledger import LedgerTotals
+from distrain.coordinator.metrics import MetricSet
+from distrain.evaluate import ROWS, Evaluation
+from distrain.learn.losses import SummedLoss
+from distrain.parallel.communicator import Alone, Communicator
+from distrain.parallel.world import World
+from distrain.step import Columns, MicroBatchResult
+
+CPU = torch.device("cpu")
+FEATURES, CLASSES = 6, 4
+RECIPE = Recipe(columns=("x", "y"))
+
+
+class ThreadCommunicator:
+    """One of the workers in the threads of one process."""
+
+    def __init__(self, rank: int, sent: list[torch.Tensor], barrier: threading.Barrier) -> None:
+        self.rank, self.world_size = rank, len(sent)
+        self._sent, self._barrier = sent, barrier
+
+    def all_gather(self, send: torch.Tensor) -> torch.Tensor:
+        self._sent[self.rank] = send.clone()
+        self._barrier.wait()
+        received = torch.stack(self._sent)
+        self._barrier.wait()
+        return received
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        raise AssertionError("an evaluation broadcasts nothing")
+
+
+def on_workers(world_size: int, work: Callable[[World], Any]) -> list[Any]:
+    """What each worker's call returns, by rank."""
+    barrier = threading.Barrier(world_size, timeout=20)
+    sent = [torch.empty(0)] * world_size
+    ends: list[Communicator] = [ThreadCommunicator(rank, sent, barrier) for rank in range(world_size)]
+    with ThreadPoolExecutor(world_size) as pool:
+        return list(pool.map(work, [World(end, CPU) for end in ends]))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(FEATURES, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, CLASSES)
+    )
+
+
+def rows(num_rows: int) -> tuple[Dataset, torch.Tensor, torch.Tensor]:
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((num_rows, FEATURES)).astype(np.float32)
+    y = draw.integers(0, CLASSES, num_rows)
+    data = Dataset.from_arrays({"x": x, "y": y}, classes={"y": list("abcd")})
+    return data, torch.from_numpy(x), torch.from_numpy(y)
+
+
+LOSS = SummedLoss(nn.CrossEntropyLoss(torch.tensor([0.2, 1.0, 3.0, 0.5])), CPU)
+METRICS = MetricSet(("accuracy", "f1", "f1_micro"), CLASSES)
+
+
+def run(model: nn.Module, columns: Columns) -> MicroBatchResult:
+    outputs = model(columns["x"])
+    return *LOSS(outputs, columns["y"]), outputs
+
+
+def totals_of(data: Dataset, world: World = World(Alone(), CPU)) -> LedgerTotals:
+    return Evaluation(net(), run, world, 0).totals(data, RECIPE, METRICS, target="y")
+
+
+@pytest.mark.parametrize("num_rows", [1, ROWS - 1, ROWS, ROWS + 1, 300])
+def test_loss_and_metrics_are_those_of_one_pass_over_all_rows(num_rows: int) -> None:
+    data, x, y = rows(num_rows)
+    totals = totals_of(data)
+    with torch.inference_mode():
+        outputs = net().eval()(x)
+        loss = nn.functional.cross_entropy(outputs, y, torch.tensor([0.2, 1.0, 3.0, 0.5]))
+    predicted = outputs.argmax(1)
+    assert totals.num_samples == num_rows
+    assert totals.scores(METRICS, prefix="val_") == pytest.approx(
+        {
+            "val_loss": loss.item(),
+            "val_accuracy": accuracy_score(y, predicted),
+            "val_f1": f1_score(y, predicted, average="macro"),
+            "val_f1_micro": f1_score(y, predicted, average="micro"),
+        },
+        rel=1e-6,
+    )
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_every_worker_has_the_totals_of_one_to_the_bit(world_size: int) -> None:
+    data, _, _ = rows(300)  # three pieces, so that of five workers two have none
+    alone = totals_of(data)
+    for found in on_workers(world_size, lambda world: totals_of(data, world)):
+        assert (found.loss_sum, found.weight, found.num_samples) == (
+            alone.loss_sum,
+            alone.weight,
+            300,
+        )
+        assert torch.equal(found.metric_counts, alone.metric_counts)
+
+
+def predicted_by(
+    data: Dataset, world: World = World(Alone(), CPU), kind: torch.dtype = torch.float32
+) -> torch.Tensor:
+    def outputs_only(model: nn.Module, columns: Columns) -> MicroBatchResult:
+        return torch.zeros(()), 0.0, model(columns["x"]).mul(100).to(kind)
+
+    return Evaluation(net(), outputs_only, world, 0).outputs(data, RECIPE)
+
+
+@pytest.mark.parametrize("num_rows", [1, ROWS, 300])
+def test_predictions_are_the_models_outputs_in_the_order_of_the_rows(num_rows: int) -> None:
+    data, x, _ = rows(num_rows)
+    with torch.inference_mode():
+        expected = net().eval()(x) * 100
+    torch.testing.assert_close(predicted_by(data), expected)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.int64, torch.bool])
+@pytest.mark.parametrize("world_size", [2, 5])
+def test_every_worker_has_the_predictions_of_one_to_the_bit(
+    world_size: int, kind: torch.dtype
+) -> None:
+    data, _, _ = rows(300)
+    alone = predicted_by(data, kind=kind)
+    assert (len(alone), alone.dtype) == (300, kind)
+    for found in on_workers(world_size, lambda world: predicted_by(data, world, kind)):
+        assert found.dtype == kind
+        assert torch.equal(found, alone)
+
+
+def test_predictions_may_have_any_shape() -> None:
+    data, _, _ = rows(300)
+
+    def flat(model: nn.Module, columns: Columns) -> MicroBatchResult:
+        return torch.zeros(()), 0.0, model(columns["x"])[:, 0]
+
+    def deep(model: nn.Module, columns: Columns) -> MicroBatchResult:
+        return torch.zeros(()), 0.0, model(columns["x"]).view(-1, 2, 1, 2)
+
+    for step, shape in ((flat, (300,)), (deep, (300, 2, 1, 2))):
+        alone = Evaluation(net(), step, World(Alone(), CPU), 0).outputs(data, RECIPE)
+        assert alone.shape == shape
+        for found in on_workers(
+            4, lambda world, step=step: Evaluation(net(), step, world, 0).outputs(data, RECIPE)
+        ):
+            assert torch.equal(found, alone)
+
+
+def test_every_modules_own_mode_comes_back() -> None:
+    data, _, _ = rows(10)
+    model = net().train()
+    model[1].eval()
+    before = [module.training for module in model.modules()]
+    seen: list[bool] = []
+
+    def watching(module: nn.Module, columns: Columns) -> MicroBatchResult:
+        seen.extend(part.training for part in module.modules())
+        return run(module, columns)
+
+    Evaluation(model, watching, World(Alone(), CPU), 0).totals(data, RECIPE, METRICS, target="y")
+    assert not any(seen)
+    assert [module.training for module in model.modules()] == before == [True, True, False, True, True]
+
+
+def test_the_modes_come_back_after_an_error_too() -> None:
+    data, _, _ = rows(10)
+    model = net().train()
+
+    def failing(module: nn.Module, columns: Columns) -> MicroBatchResult:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        Evaluation(model, failing, World(Alone(), CPU), 0).outputs(data, RECIPE)
+    assert all(module.training for module in model.modules())
+
+
+def test_evaluating_changes_no_weight_and_no_statistic() -> None:
+    data, _, _ = rows(300)
+    model = net().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    Evaluation(model, run, World(Alone(), CPU), 0).totals(data, RECIPE, METRICS, target="y")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_what_is_random_in_evaluation_comes_again() -> None:
+    data, _, _ = rows(300)
+
+    def noisy(model: nn.Module, columns: Columns) -> MicroBatchResult:
+        return torch.zeros(()), 0.0, torch.rand(len(columns["x"]), 2)
+
+    evaluation = Evaluation(net(), noisy, World(Alone(), CPU), 0)
+    first = evaluation.outputs(data, RECIPE)
+    assert torch.equal(evaluation.outputs(data, RECIPE), first)
+    assert len(first.unique()) > 590

@@ -1,0 +1,215 @@
+"""Those who are told how a run goes: the log's lines, TensorBoard's points, the lines on screen."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
+
+from data_pipeline import StorageError
+from distrain.coordinator import progress
+from distrain.coordinator.ledger import LedgerTotals
+from distrain.coordinator.observers import (
+    Ending,
+    EpochRecord,
+    EventLog,
+    Observer,
+    TensorBoardLog,
+)
+from distrain.coordinator.progress import PlainLines, ProgressBar
+from distrain.parallel.split import BatchPlan
+from distrain.step import StepResult
+
+PLAN = BatchPlan(num_rows=100, global_batch=32, micro_batch=8)
+
+
+def step_result(step: int, *, loss: float = 2.0, weight: float = 1.0, lr: float = 0.5) -> StepResult:
+    batch = PLAN.batch(step)
+    nothing = torch.zeros(0)
+    totals = LedgerTotals(loss * weight, weight, batch.num_samples, (), nothing, nothing)
+    return StepResult(batch, totals, grad_norm=1.5, lr=lr)
+
+
+def epoch_record(epoch: int, **scores: float) -> EpochRecord:
+    return EpochRecord(epoch, epoch * PLAN.steps_per_epoch, scores, 0.25, 1234.5678)
+
+
+def tell(observer: Observer, *, epochs: int = 2, ending: Ending | None = None) -> None:
+    observer.begin(PLAN, epochs)
+    for epoch in range(epochs):
+        for number in range(PLAN.steps_per_epoch):
+            observer.step(step_result(epoch * PLAN.steps_per_epoch + number))
+        observer.epoch(epoch_record(epoch + 1, loss=0.5, val_loss=0.75))
+    observer.end(ending or Ending("finished", 0, best_epoch=1))
+
+
+def lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """The log's events, read as strict JSON: NaN and Infinity are none."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    for line in (folder / "events.jsonl").read_text().splitlines():
+        event = json.loads(line, parse_constant=refuse)
+        assert event.pop("time") > 0
+        yield event
+
+
+def test_the_log_has_a_line_a_step_between_those_of_epochs_begin_and_end(tmp_path: Path) -> None:
+    tell(EventLog(tmp_path))
+    events = list(lines(tmp_path))
+    kinds = [event["event"] for event in events]
+    assert kinds == ["begin", *["step"] * 4, "epoch", *["step"] * 4, "epoch", "end"]
+    assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 9))
+    assert events[0] == {
+        "event": "begin",
+        "epochs": 2,
+        "rows": 100,
+        "steps_per_epoch": 4,
+        "global_batch": 32,
+        "micro_batch": 8,
+    }
+    assert events[8] == {
+        "event": "step",
+        "step": 7,
+        "epoch": 2,
+        "loss": 2.0,
+        "grad_norm": 1.5,
+        "lr": 0.5,
+        "samples": 32,
+    }
+    assert events[9]["samples"] == 4, "the short batch counts what it has"
+    assert events[5] == {
+        "event": "epoch",
+        "epoch": 1,
+        "step": 4,
+        "loss": 0.5,
+        "val_loss": 0.75,
+        "seconds": 0.25,
+        "samples_per_s": 1234.6,
+    }
+    assert events[-1] == {"event": "end", "reason": "finished", "exit_code": 0, "best_epoch": 1}
+
+
+def test_what_is_not_finite_is_null_in_the_log(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    log.step(step_result(0, weight=0.0))
+    log.step(step_result(1, lr=math.inf))
+    log.epoch(epoch_record(1, loss=math.nan, f1=math.inf, val_loss=0.5))
+    events = list(lines(tmp_path))
+    assert events[0]["loss"] is None
+    assert events[1]["lr"] is None
+    assert (events[2]["loss"], events[2]["f1"], events[2]["val_loss"]) == (None, None, 0.5)
+    log.end(Ending("x", 70))
+
+
+def test_each_line_is_in_the_file_at_once(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    for count in range(1, 4):
+        log.step(step_result(count))
+        assert len(list(lines(tmp_path))) == count
+    log.end(Ending("finished", 0))
+
+
+def test_an_error_is_logged_with_its_details(tmp_path: Path) -> None:
+    tell(EventLog(tmp_path), ending=Ending('a "quoted"\nreason', 70, details={"rows": (3, 4)}))
+    assert list(lines(tmp_path))[-1] == {
+        "event": "end",
+        "reason": 'a "quoted"\nreason',
+        "exit_code": 70,
+        "rows": [3, 4],
+    }
+
+
+def test_a_log_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot write .*events\.jsonl: No such file"):
+        EventLog(tmp_path / "absent")
+
+
+def test_a_disk_that_fills_while_the_run_goes_on_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").symlink_to("/dev/full")
+    log = EventLog(tmp_path)
+    with pytest.raises(StorageError, match=r"cannot write .*events\.jsonl: No space left"):
+        log.step(step_result(0))
+    with pytest.raises(StorageError, match="No space left"):
+        log.end(Ending("failed", 74))
+
+
+def test_tensorboard_has_a_point_each_tenth_step_and_each_epoch(tmp_path: Path) -> None:
+    tell(TensorBoardLog(tmp_path), epochs=6)
+    found = EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    curves = {
+        tag: [(point.step, point.value) for point in found.Scalars(tag)]
+        for tag in found.Tags()["scalars"]
+    }
+    epochs = list(range(1, 7))
+    assert curves["train/loss"] == [(10, 2.0), (20, 2.0)]
+    assert curves["train/grad_norm"] == [(10, 1.5), (20, 1.5)]
+    assert curves["train/lr"] == [(10, 0.5), (20, 0.5)]
+    assert curves["epoch/loss"] == [(epoch, 0.5) for epoch in epochs]
+    assert curves["epoch/val_loss"] == [(epoch, 0.75) for epoch in epochs]
+    assert [step for step, _ in curves["speed/samples_per_s"]] == epochs
+
+
+def test_plain_lines_say_what_is_ahead_and_each_epochs_scores(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tell(PlainLines())
+    assert capsys.readouterr().out.splitlines() == [
+        "100 rows, 2 epochs of 4 steps, global batch 32 = 4 micro-batches of 8",
+        "epoch 1/2: loss 0.5000, val_loss 0.7500 (1,235 samples/s)",
+        "epoch 2/2: loss 0.5000, val_loss 0.7500 (1,235 samples/s)",
+    ]
+
+
+def test_a_long_epoch_shows_a_line_of_its_own_after_ten_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    shown = PlainLines()
+    shown.begin(PLAN, 1)
+    capsys.readouterr()
+    for step, moment in enumerate((105.0, 111.0, 112.0)):
+        now = moment
+        shown.step(step_result(step))
+    assert capsys.readouterr().out == "epoch 1/1: step 2/4, loss 2.0000\n"
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_bar_fits_its_terminal_and_shows_loss_and_progress(width: int) -> None:
+    out = StringIO()
+    bar = ProgressBar(Console(file=out, width=width, force_terminal=True, color_system=None))
+    bar.begin(PLAN, 2)
+    for step in range(7):
+        bar.step(step_result(step))
+    bar.epoch(epoch_record(1, loss=0.5, accuracy=0.25, val_loss=0.75, val_accuracy=0.125))
+    bar.step(step_result(7))
+    bar.end(Ending("finished", 0))
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue()).replace("\r", "\n").splitlines()
+    last = [line for line in shown if line.strip()][-1]
+    assert "8/8" in last
+    assert "loss 2.0000" in last
+    if width >= 80:
+        assert "epoch 2/2" in last
+        assert "val_accuracy 0.1250" in last
+    assert all(len(line) <= width for line in shown)
+
+
+def test_an_epochs_scores_stand_on_a_line_for_training_and_one_for_validation() -> None:
+    record = epoch_record(1, loss=0.5, f1=0.25, val_loss=0.75, val_f1=0.125)
+    assert progress.score_lines(record) == [
+        "  training    loss 0.5000, f1 0.2500",
+        "  validation  loss 0.7500, f1 0.1250",
+    ]
+    assert len(progress.score_lines(epoch_record(1, loss=0.5))) == 1

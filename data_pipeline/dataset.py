@@ -173,4 +173,4 @@ def _described(
         raise DataError(f"column {name!r} has dtype {values.dtype}; numbers are wanted")
     kind: Literal["tensor", "number"] = "tensor" if values.ndim > 1 else "number"
     column = Column(name=name, kind=kind, dtype=str(values.dtype), shape=values.shape[1:])
-    return column, np.ascontiguousarray(values)
+    return column, values.copy(order="C")

@@ -69,6 +69,14 @@ class Recipe:
     transforms: Sequence[Transform] = ()
     standardized: Mapping[str, Standardization] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuses transforms that would apply to nothing."""
+        if self.transforms and self.augmented not in self.columns:
+            raise ValueError(
+                f"transforms are given, but the column they apply to ({self.augmented!r}) is not "
+                f"among {self.columns}"
+            )
+
 
 class Loader:
     """Iterates over spans and prepares up to `depth` batches ahead, in order, in one thread.
@@ -87,14 +95,14 @@ class Loader:
         pin_memory: bool = False,
     ) -> None:
         """Starts the thread at once; `max_rows` is the longest span's length."""
-        if depth < 0:
-            raise ValueError(f"depth is {depth}; it must be 0 or more")
+        if depth < 1:
+            raise ValueError(f"depth is {depth}; it must be 1 or more")
         self._dataset, self._recipe, self._spans = dataset, recipe, spans
         self._max_rows = max_rows
         columns = {name: dataset.column(name) for name in recipe.columns}
-        # depth batches wait, one is being made, one is in the consumer's hands.
+        # depth batches wait or are being made, one is in the consumer's hands.
         self._free: queue.SimpleQueue[_Slot | None] = queue.SimpleQueue()
-        for _ in range(depth + 2):
+        for _ in range(depth + 1):
             self._free.put(_Slot(columns, recipe, max_rows, pin_memory))
         self._ready: queue.SimpleQueue[tuple[Batch, _Slot] | Exception | None] = queue.SimpleQueue()
         self._held: _Slot | None = None

@@ -109,6 +109,13 @@ def check_column(column: Column) -> None:
         raise DataError(f"column {column.name!r} is a label of {column.dtype}: give whole numbers")
 
 
+@dataclass(frozen=True)
+class _Versioned:
+    """What every version of the format has."""
+
+    version: int
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes `manifest.json` into `folder`, whole or not at all."""
     encoded = msgspec.json.encode(manifest, order="deterministic")
@@ -131,7 +138,14 @@ def read_manifest(folder: Path) -> Manifest:
         what = "is not a folder" if not folder.is_dir() else f"holds no {FILE_NAME}"
         raise DataError(f"no data set at {folder}: it {what}; name the folder that holds one")
     try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        content = path.read_bytes()
+        version = msgspec.json.decode(content, type=_Versioned).version
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"{path} has format version {version}, this program reads {FORMAT_VERSION}: "
+                "use a matching version of distrain, or write the data set anew"
+            )
+        manifest = msgspec.json.decode(content, type=Manifest)
     except (OSError, msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a valid manifest: {error}") from error
     _check(path, manifest)
@@ -139,11 +153,6 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _check(path: Path, manifest: Manifest) -> None:
-    if manifest.version != FORMAT_VERSION:
-        raise DataError(
-            f"{path} has format version {manifest.version}, this program reads {FORMAT_VERSION}: "
-            "use a matching version of distrain, or write the data set anew"
-        )
     names = [column.name for column in manifest.columns]
     if len(set(names)) != len(names):
         raise DataError(f"{path}: column names are not unique: {names}")

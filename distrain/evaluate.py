@@ -19,6 +19,13 @@ from distrain.step import Columns, MicroBatchStep
 ROWS = 128
 """Rows of one forward pass: a cut of its own, that no setting of the training changes."""
 
+_DTYPES = (
+    *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
+    *(torch.complex64, torch.complex128),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
+"""What predictions may be made of, in the order of the number that a worker sends for it."""
+
 
 class Evaluation:
     """Runs a model over a data set in its stored order."""
@@ -85,23 +92,28 @@ class Evaluation:
         if world.size == 1:
             return torch.cat(found).cpu()
         local = torch.cat(found) if found else None
-        shape = _agree_on_shape(local, world)
+        shape, dtype = _agree_on_kind(local, world)
         counts = [
             _num_rows(owned_range(_num_chunks(dataset), rank, world.size), dataset)
             for rank in range(world.size)
         ]
-        send = torch.zeros((max(counts), *shape), device=world.device)
+        send = torch.zeros((max(counts), *shape), dtype=dtype, device=world.device)
         if local is not None:
             send[: len(local)] = local
-        received = world.communicator.all_gather(send).cpu()
+        # As bytes, which every backend carries, whatever the dtype.
+        received = world.communicator.all_gather(send.view(-1).view(torch.uint8)).cpu()
+        received = received.view(dtype).view(world.size, *send.shape)
         return torch.cat([rows[:count] for rows, count in zip(received, counts, strict=True)])
 
 
 def to_device(columns: Columns, device: torch.device) -> Columns:
-    """The columns on the device; on a CPU they are passed on as they are."""
+    """The columns on the device; on a CPU they are passed on as they are.
+
+    The copy is finished on return, since the loader fills its buffers again.
+    """
     if device.type == "cpu":
         return columns
-    return {name: column.to(device, non_blocking=True) for name, column in columns.items()}
+    return {name: column.to(device) for name, column in columns.items()}
 
 
 def _num_chunks(dataset: Dataset) -> int:
@@ -112,12 +124,12 @@ def _num_rows(chunks: range, dataset: Dataset) -> int:
     return max(0, min(chunks.stop * ROWS, dataset.num_rows) - chunks.start * ROWS)
 
 
-def _agree_on_shape(local: torch.Tensor | None, world: World) -> list[int]:
-    """The shape of one output; a worker without rows learns it from the others."""
+def _agree_on_kind(local: torch.Tensor | None, world: World) -> tuple[list[int], torch.dtype]:
+    """Shape and dtype of one output; a worker without rows learns them from the others."""
     most = 8
     mine = torch.zeros(most + 1, dtype=torch.int64, device=world.device)
     if local is not None:
-        mine[0] = local.ndim
-        mine[1 : local.ndim] = torch.tensor(local.shape[1:], dtype=torch.int64)
-    everyone = world.communicator.all_gather(mine).amax(0).tolist()
-    return [int(size) for size in everyone[1 : everyone[0]]]
+        sizes = [_DTYPES.index(local.dtype), local.ndim, *local.shape[1:]]
+        mine[: len(sizes)] = torch.tensor(sizes, dtype=torch.int64)
+    dtype, ndim, *shape = world.communicator.all_gather(mine).amax(0).tolist()
+    return [int(size) for size in shape[: ndim - 1]], _DTYPES[dtype]

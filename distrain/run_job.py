@@ -61,7 +61,7 @@ def run_job(job: Job, *, fresh: bool = False) -> History:
     early = job.early_stopping
     trainer = Trainer(
         model=_model_source(job, inputs, target),
-        loss=_loss(job),
+        loss=_loss(job, target),
         optimizer=partial(make_optimizer, job.optimizer),
         inputs=inputs.name,
         target=target.name,
@@ -98,7 +98,11 @@ def run_job(job: Job, *, fresh: bool = False) -> History:
 def make_optimizer(
     config: OptimizerConfig, parameters: Iterable[torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """Torch's optimizer of that name, with its own defaults for what is not given."""
+    """Torch's optimizer of that name, with its own defaults for what is not given.
+
+    Raises:
+        ConfigError: torch refuses a value.
+    """
     options: dict[str, Any] = {"lr": config.lr}
     for name in ("weight_decay", "momentum", "nesterov", "betas", "eps", "alpha", "rho"):
         value = getattr(config, name)
@@ -106,7 +110,10 @@ def make_optimizer(
             options[name] = value
     if config.name in _FUSED:
         options["fused"] = True
-    return _OPTIMIZERS[config.name](parameters, **options)
+    try:
+        return _OPTIMIZERS[config.name](parameters, **options)
+    except ValueError as error:
+        raise ConfigError(f"[optimizer] {config.name}: {error}") from error
 
 
 def make_schedule(config: ScheduleConfig, total_steps: int) -> schedules.Schedule:
@@ -157,10 +164,15 @@ def _total_steps(job: Job, train: Dataset) -> int:
     return plan.steps_per_epoch * job.training.epochs
 
 
-def _loss(job: Job) -> torch.nn.Module:
+def _loss(job: Job, target: Column) -> torch.nn.Module:
     match job.loss.name:
         case "cross_entropy":
             weights = job.loss.class_weights
+            if weights is not None and len(weights) != len(target.classes):
+                raise ConfigError(
+                    f"loss.class_weights has {len(weights)} entries, but {target.name} has "
+                    f"{len(target.classes)} classes: give one for each"
+                )
             return torch.nn.CrossEntropyLoss(
                 weight=None if weights is None else torch.tensor(weights),
                 label_smoothing=job.loss.label_smoothing,

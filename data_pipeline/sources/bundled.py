@@ -95,6 +95,8 @@ def make_bundled(
         raise DataError(f"no bundled data set is called {name!r}; there are {', '.join(_LOADERS)}")
     if not 0.0 < validation_fraction < 1.0:
         raise DataError(f"the validation fraction is {validation_fraction}; give one within (0, 1)")
+    if not 0 <= seed < 2**32:
+        raise DataError(f"the seed of the split is {seed}; give one within [0, 2**32)")
     table = _LOADERS[name]()
     try:
         chosen = train_test_split(

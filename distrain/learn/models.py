@@ -41,7 +41,7 @@ def mlp(
     With `num_outputs` None the output is one number a sample, `(B,)`.
     """
     sizes = [int(torch.Size(input_shape).numel()), *hidden]
-    layers: list[nn.Module] = [nn.Flatten()]
+    layers: list[nn.Module] = [nn.Flatten() if input_shape else nn.Unflatten(0, (-1, 1))]
     for before, after in pairwise(sizes):
         layers.append(nn.Linear(before, after))
         if batch_norm:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import ndimage, stats  # type: ignore[import-untyped]
+from scipy import ndimage, stats
 
 from data_pipeline.augment import Flip, Shift, Transform, apply
 from data_pipeline.errors import DataError

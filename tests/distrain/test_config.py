@@ -116,7 +116,8 @@ def test_a_value_that_cannot_be_is_refused(build: Callable[[], object], message:
 
 
 def test_a_bad_job_ends_with_exit_code_78() -> None:
-    assert ConfigError("x").exit_code == ExitCode.CONFIG == 78
+    assert ConfigError("x").exit_code is ExitCode.CONFIG
+    assert int(ExitCode.CONFIG) == 78
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -127,7 +128,11 @@ def test_an_optimizer_takes_the_fields_that_torchs_takes_and_no_other(
     given_fields = {field: FIELD_VALUES.get(field, 0.5)}
     if field == "nesterov":
         given_fields["momentum"] = 0.9
-    (kind,) = (found for key, found in vars(torch.optim).items() if key.lower() == name and inspect.isclass(found))
+    (kind,) = (
+        found
+        for key, found in vars(torch.optim).items()
+        if key.lower() == name and inspect.isclass(found)
+    )
     if field in OPTIMIZERS[name]:
         assert field in inspect.signature(kind).parameters
         OptimizerConfig(name=name, **given_fields)  # type: ignore[arg-type]
@@ -148,7 +153,9 @@ def test_the_default_micro_batch_is_the_largest_divisor_up_to_32(global_batch: i
     assert default_micro_batch(global_batch) == max(divisors)
 
 
-@pytest.mark.parametrize(("global_batch", "size"), [(256, 32), (100, 25), (1, 1), (37, 1), (37 * 2, 2)])
+@pytest.mark.parametrize(
+    ("global_batch", "size"), [(256, 32), (100, 25), (1, 1), (37, 1), (37 * 2, 2)]
+)
 def test_the_default_micro_batch_by_hand(global_batch: int, size: int) -> None:
     assert default_micro_batch(global_batch) == size
 
@@ -188,7 +195,10 @@ def test_a_divisor_is_accepted_and_nothing_else(global_batch: int, micro_batch: 
 
 def test_near_names_are_hinted_and_all_names_where_none_is_near() -> None:
     assert near_names("recal", METRICS) == "did you mean recall?"
-    assert near_names("precison_micr", METRICS) == "did you mean precision_micro or precision or recall_micro?"
+    assert (
+        near_names("precison_micr", METRICS)
+        == "did you mean precision_micro or precision or recall_micro?"
+    )
     assert near_names("zzz", ("b", "a")) == "known are a, b"
 
 

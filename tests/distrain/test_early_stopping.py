@@ -98,9 +98,7 @@ def test_any_scores_end_a_run_where_keras_ends_it(
     scores: list[int], patience: int, min_delta: int, mode: Literal["min", "max"]
 ) -> None:
     rule = EarlyStopping("val_loss", patience, float(min_delta), mode)
-    assert run(rule, [float(score) for score in scores]) == keras(
-        scores, patience, min_delta, mode
-    )
+    assert run(rule, [float(score) for score in scores]) == keras(scores, patience, min_delta, mode)
 
 
 def test_an_unknown_name_is_refused_with_the_near_ones() -> None:

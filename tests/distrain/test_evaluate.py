@@ -1,8 +1,10 @@
 """Evaluation and prediction over every row once, whatever the number of workers (threads here)."""
 
+import copy
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from distrain.evaluate import ROWS, Evaluation
 from distrain.learn.losses import SummedLoss
 from distrain.parallel.communicator import Alone, Communicator
 from distrain.parallel.world import World
-from distrain.step import Columns, MicroBatchResult
+from distrain.step import Columns, MicroBatchResult, MicroBatchStep
 
 CPU = torch.device("cpu")
 FEATURES, CLASSES = 6, 4
@@ -41,23 +43,37 @@ class ThreadCommunicator:
         return received
 
     def broadcast(self, tensor: torch.Tensor) -> None:
-        raise AssertionError("an evaluation broadcasts nothing")
+        raise AssertionError(f"an evaluation broadcasts nothing, not {tensor}")
+
+
+ALONE = World(Alone(), CPU)
 
 
 def on_workers(world_size: int, work: Callable[[World], Any]) -> list[Any]:
     """What each worker's call returns, by rank."""
     barrier = threading.Barrier(world_size, timeout=20)
     sent = [torch.empty(0)] * world_size
-    ends: list[Communicator] = [ThreadCommunicator(rank, sent, barrier) for rank in range(world_size)]
+    ends: list[Communicator] = [
+        ThreadCommunicator(rank, sent, barrier) for rank in range(world_size)
+    ]
     with ThreadPoolExecutor(world_size) as pool:
         return list(pool.map(work, [World(end, CPU) for end in ends]))
 
 
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(FEATURES, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, CLASSES)
-    )
+def build() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(FEATURES, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, CLASSES)
+        )
+
+
+MODEL = build()
+
+
+def net() -> nn.Sequential:
+    """A copy for each worker: they are threads here, and set the model's mode."""
+    return copy.deepcopy(MODEL)
 
 
 def rows(num_rows: int) -> tuple[Dataset, torch.Tensor, torch.Tensor]:
@@ -77,7 +93,7 @@ def run(model: nn.Module, columns: Columns) -> MicroBatchResult:
     return *LOSS(outputs, columns["y"]), outputs
 
 
-def totals_of(data: Dataset, world: World = World(Alone(), CPU)) -> LedgerTotals:
+def totals_of(data: Dataset, world: World = ALONE) -> LedgerTotals:
     return Evaluation(net(), run, world, 0).totals(data, RECIPE, METRICS, target="y")
 
 
@@ -115,7 +131,7 @@ def test_every_worker_has_the_totals_of_one_to_the_bit(world_size: int) -> None:
 
 
 def predicted_by(
-    data: Dataset, world: World = World(Alone(), CPU), kind: torch.dtype = torch.float32
+    data: Dataset, world: World = ALONE, kind: torch.dtype = torch.float32
 ) -> torch.Tensor:
     def outputs_only(model: nn.Module, columns: Columns) -> MicroBatchResult:
         return torch.zeros(()), 0.0, model(columns["x"]).mul(100).to(kind)
@@ -144,6 +160,10 @@ def test_every_worker_has_the_predictions_of_one_to_the_bit(
         assert torch.equal(found, alone)
 
 
+def predicted_with(step: MicroBatchStep, data: Dataset, world: World) -> torch.Tensor:
+    return Evaluation(net(), step, world, 0).outputs(data, RECIPE)
+
+
 def test_predictions_may_have_any_shape() -> None:
     data, _, _ = rows(300)
 
@@ -154,12 +174,10 @@ def test_predictions_may_have_any_shape() -> None:
         return torch.zeros(()), 0.0, model(columns["x"]).view(-1, 2, 1, 2)
 
     for step, shape in ((flat, (300,)), (deep, (300, 2, 1, 2))):
-        alone = Evaluation(net(), step, World(Alone(), CPU), 0).outputs(data, RECIPE)
+        alone = predicted_with(step, data, ALONE)
         assert alone.shape == shape
-        for found in on_workers(
-            4, lambda world, step=step: Evaluation(net(), step, world, 0).outputs(data, RECIPE)
-        ):
-            assert torch.equal(found, alone)
+        predict = partial(predicted_with, step, data)
+        assert all(torch.equal(found, alone) for found in on_workers(4, predict))
 
 
 def test_every_modules_own_mode_comes_back() -> None:
@@ -173,9 +191,11 @@ def test_every_modules_own_mode_comes_back() -> None:
         seen.extend(part.training for part in module.modules())
         return run(module, columns)
 
-    Evaluation(model, watching, World(Alone(), CPU), 0).totals(data, RECIPE, METRICS, target="y")
+    Evaluation(model, watching, ALONE, 0).totals(data, RECIPE, METRICS, target="y")
     assert not any(seen)
-    assert [module.training for module in model.modules()] == before == [True, True, False, True, True]
+    assert (
+        [module.training for module in model.modules()] == before == [True, True, False, True, True]
+    )
 
 
 def test_the_modes_come_back_after_an_error_too() -> None:
@@ -183,10 +203,10 @@ def test_the_modes_come_back_after_an_error_too() -> None:
     model = net().train()
 
     def failing(module: nn.Module, columns: Columns) -> MicroBatchResult:
-        raise RuntimeError("out of memory")
+        raise RuntimeError(f"out of memory for {len(columns['x'])} rows of {type(module)}")
 
-    with pytest.raises(RuntimeError, match="out of memory"):
-        Evaluation(model, failing, World(Alone(), CPU), 0).outputs(data, RECIPE)
+    with pytest.raises(RuntimeError, match="out of memory for 10 rows"):
+        Evaluation(model, failing, ALONE, 0).outputs(data, RECIPE)
     assert all(module.training for module in model.modules())
 
 
@@ -194,7 +214,7 @@ def test_evaluating_changes_no_weight_and_no_statistic() -> None:
     data, _, _ = rows(300)
     model = net().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    Evaluation(model, run, World(Alone(), CPU), 0).totals(data, RECIPE, METRICS, target="y")
+    Evaluation(model, run, ALONE, 0).totals(data, RECIPE, METRICS, target="y")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -202,9 +222,9 @@ def test_what_is_random_in_evaluation_comes_again() -> None:
     data, _, _ = rows(300)
 
     def noisy(model: nn.Module, columns: Columns) -> MicroBatchResult:
-        return torch.zeros(()), 0.0, torch.rand(len(columns["x"]), 2)
+        return torch.zeros(()), 0.0, torch.rand(len(model(columns["x"])), 2)
 
-    evaluation = Evaluation(net(), noisy, World(Alone(), CPU), 0)
+    evaluation = Evaluation(net(), noisy, ALONE, 0)
     first = evaluation.outputs(data, RECIPE)
     assert torch.equal(evaluation.outputs(data, RECIPE), first)
-    assert len(first.unique()) > 590
+    assert len(set(first.flatten().tolist())) > 590

@@ -24,11 +24,10 @@ class Odd(nn.Module):
 
 
 def backward(model: nn.Module, inputs: torch.Tensor) -> None:
-    loss = model(inputs).square().sum()
-    loss.backward()
+    model(inputs).square().sum().backward()
 
 
-def collected(model: nn.Module, gradients: FlatGradients) -> tuple[torch.Tensor, torch.Tensor]:
+def collected(gradients: FlatGradients) -> tuple[torch.Tensor, torch.Tensor]:
     flat = torch.zeros(gradients.num_floats)
     present = torch.full((len(gradients.names),), 9, dtype=torch.int64)
     gradients.collect(gradients.views(flat), present)
@@ -41,7 +40,7 @@ def test_collected_gradients_come_back_as_they_were() -> None:
     gradients = FlatGradients(model)
     backward(model, torch.randn(4, 5))
     before = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    flat, present = collected(model, gradients)
+    flat, present = collected(gradients)
     gradients.clear()
     assert all(parameter.grad is None for parameter in model.parameters())
     gradients.assign(flat, present.tolist())
@@ -58,7 +57,7 @@ def test_every_parameter_starts_at_a_multiple_of_16_floats_and_overlaps_no_other
     assert [view.shape for view in views] == [parameter.shape for parameter in model.parameters()]
     assert all(view.storage_offset() % 16 == 0 for view in views)
     for view in views:
-        view += 1.0
+        view.add_(1.0)
     assert flat.max() == 1.0
     assert int(flat.sum()) == sum(parameter.numel() for parameter in model.parameters())
 
@@ -67,7 +66,7 @@ def test_gaps_between_parameters_stay_zero() -> None:
     model = Odd()
     gradients = FlatGradients(model)
     backward(model, torch.randn(4, 5))
-    flat, _ = collected(model, gradients)
+    flat, _ = collected(gradients)
     mask = torch.ones_like(flat)
     for view in gradients.views(mask):
         view.zero_()
@@ -79,7 +78,7 @@ def test_a_parameter_that_no_micro_batch_used_has_no_gradient() -> None:
     model = Odd()
     gradients = FlatGradients(model)
     backward(model, torch.randn(4, 5))
-    flat, present = collected(model, gradients)
+    flat, present = collected(gradients)
     by_name = dict(zip(gradients.names, present.tolist(), strict=True))
     assert by_name == {name: int(not name.startswith("unused")) for name in gradients.names}
     gradients.assign(flat, present.tolist())
@@ -107,7 +106,7 @@ def test_a_tied_parameter_is_laid_out_once_with_the_gradient_of_both_uses() -> N
     assert gradients.names == ["0.weight"]
     inputs = torch.randn(3, 4)
     backward(model, inputs)
-    flat, _ = collected(model, gradients)
+    flat, _ = collected(gradients)
     weight = first.weight.detach().clone().requires_grad_()
     (expected,) = torch.autograd.grad((inputs @ weight.T @ weight.T).square().sum(), weight)
     torch.testing.assert_close(gradients.views(flat)[0], expected)
@@ -126,7 +125,7 @@ def test_a_sparse_gradient_is_made_dense_with_repeated_rows_added() -> None:
     model(torch.tensor([1, 4, 1])).sum().backward()
     assert model.weight.grad is not None
     assert model.weight.grad.is_sparse
-    flat, present = collected(model, gradients)
+    flat, present = collected(gradients)
     assert present.tolist() == [1]
     assert gradients.views(flat)[0].tolist() == [[float(n)] * 3 for n in (0, 2, 0, 0, 1, 0)]
 
@@ -158,7 +157,7 @@ def test_the_norm_is_that_of_torchs_clip_grad_norm(width: int) -> None:
     model = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
     gradients = FlatGradients(model)
     backward(model, torch.randn(5, width))
-    flat, _ = collected(model, gradients)
+    flat, _ = collected(gradients)
     theirs = nn.utils.clip_grad_norm_(model.parameters(), 1e9)
     assert gradients.norm(flat) == pytest.approx(float(theirs), rel=1e-6)
 

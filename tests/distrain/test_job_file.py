@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,11 @@ def test_a_value_that_cannot_be_is_refused_from_a_file_as_from_a_constructor() -
 
 def test_what_a_job_leaves_out_has_its_default() -> None:
     job = job_from_mapping(SMALLEST)
-    assert (job.training, job.optimizer, job.run) == (TrainingConfig(), OptimizerConfig(), RunConfig())
+    assert (job.training, job.optimizer, job.run) == (
+        TrainingConfig(),
+        OptimizerConfig(),
+        RunConfig(),
+    )
     assert job.data.validation == "validation"
 
 
@@ -219,9 +224,7 @@ JOBS = st.builds(
     ),
     model=st.builds(ModelConfig, build=TEXT, options=OPTIONS),
     run=st.builds(RunConfig, dir=st.none() | TEXT, seed=st.integers(-(2**63), 2**63 - 1)),
-    loss=st.builds(
-        LossConfig, class_weights=st.none() | st.lists(NUMBERS, min_size=1).map(tuple)
-    ),
+    loss=st.builds(LossConfig, class_weights=st.none() | st.lists(NUMBERS, min_size=1).map(tuple)),
     optimizer=OPTIMIZER_CONFIGS,
     schedule=SCHEDULE_CONFIGS,
     training=st.builds(
@@ -290,23 +293,32 @@ def test_a_field_is_overridden_from_the_command_line_and_no_other_moves(
         found = found[name] if isinstance(found, dict) else getattr(found, name)
     assert found == value
     assert type(found) is type(value)
-    *sections, last = path.split(".")
-    after, start = job_tables(job), before
-    for tables in (after, start):
-        for name in sections:
-            tables = tables[name]
-        tables.pop(last, None)
+    after = job_tables(job)
+    for tables in (before, after):
+        without(tables, path)
     assert after == before
 
 
 def test_several_overrides_hold_together() -> None:
     job = overridden(
-        *("--optimizer.name", "adam", "--optimizer.momentum", "None", "--optimizer.nesterov", "None"),
+        *(
+            "--optimizer.name",
+            "adam",
+            "--optimizer.momentum",
+            "None",
+            "--optimizer.nesterov",
+            "None",
+        ),
         *("--optimizer.betas", "0.8", "0.99"),
         path=DIGITS,
     )
     assert job.optimizer.name == "adam"
     assert job.optimizer.betas == (0.8, 0.99)
+
+
+def without(tables: dict[str, Any], path: str) -> None:
+    *sections, last = path.split(".")
+    reduce(lambda table, name: table[name], sections, tables).pop(last, None)
 
 
 def test_without_overrides_the_job_is_the_files() -> None:

@@ -115,9 +115,7 @@ def test_a_single_output_means_class_1_above_the_threshold(
 ) -> None:
     torch.manual_seed(0)
     outputs, target = torch.randn(shape), torch.randint(2, (30,)).to(kind)
-    found = over_a_split(
-        MetricSet(OF_CLASSES, 2, threshold=threshold), outputs, target, [3, 17]
-    )
+    found = over_a_split(MetricSet(OF_CLASSES, 2, threshold=threshold), outputs, target, [3, 17])
     predicted = (outputs.reshape(-1) > threshold).long()
     assert found == pytest.approx(of_scikit_learn(target.long(), predicted), abs=1e-12)
 
@@ -132,16 +130,16 @@ def test_places_of_an_image_count_one_by_one() -> None:
 def test_a_hand_computed_confusion() -> None:
     target = torch.tensor([0, 0, 0, 1, 1, 2])
     outputs = torch.nn.functional.one_hot(torch.tensor([0, 0, 1, 1, 2, 2]), 4).float()
-    found = over_a_split(MetricSet(("accuracy", "precision", "recall", "f1"), 4), outputs, target, [])
+    found = over_a_split(
+        MetricSet(("accuracy", "precision", "recall", "f1"), 4), outputs, target, []
+    )
     assert found["accuracy"] == pytest.approx(4 / 6)
     assert found["precision"] == pytest.approx((2 / 2 + 1 / 2 + 1 / 2) / 3)
     assert found["recall"] == pytest.approx((2 / 3 + 1 / 2 + 1 / 1) / 3)
     assert found["f1"] == pytest.approx((4 / 5 + 2 / 4 + 2 / 3) / 3)
 
 
-@given(
-    num_rows=st.integers(1, 50), columns=st.integers(1, 3), seed=st.integers(0, 999), cuts=CUTS
-)
+@given(num_rows=st.integers(1, 50), columns=st.integers(1, 3), seed=st.integers(0, 999), cuts=CUTS)
 @settings(deadline=None, max_examples=30)
 def test_errors_are_those_of_scikit_learn_on_any_split(
     num_rows: int, columns: int, seed: int, cuts: list[int]
@@ -187,9 +185,13 @@ def test_a_label_that_is_no_class_is_refused_with_the_range(label: int) -> None:
 
 
 def test_outputs_that_do_not_fit_the_target_are_refused_with_both_shapes() -> None:
-    with pytest.raises(ConfigError, match=r"outputs of shape \(4, 2, 5\) .* target of shape \(4,\)"):
+    with pytest.raises(
+        ConfigError, match=r"outputs of shape \(4, 2, 5\) .* target of shape \(4,\)"
+    ):
         over_a_split(MetricSet(("f1",), 2), torch.randn(4, 2, 5), torch.zeros(4).long(), [])
-    with pytest.raises(ConfigError, match=r"outputs of shape \(4, 1\) with a target of shape \(4,\)"):
+    with pytest.raises(
+        ConfigError, match=r"outputs of shape \(4, 1\) with a target of shape \(4,\)"
+    ):
         over_a_split(MetricSet(("mse",)), torch.randn(4, 1), torch.zeros(4), [])
 
 

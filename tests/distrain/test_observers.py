@@ -32,7 +32,9 @@ from distrain.step import StepResult
 PLAN = BatchPlan(num_rows=100, global_batch=32, micro_batch=8)
 
 
-def step_result(step: int, *, loss: float = 2.0, weight: float = 1.0, lr: float = 0.5) -> StepResult:
+def step_result(
+    step: int, *, loss: float = 2.0, weight: float = 1.0, lr: float = 0.5
+) -> StepResult:
     batch = PLAN.batch(step)
     nothing = torch.zeros(0)
     totals = LedgerTotals(loss * weight, weight, batch.num_samples, (), nothing, nothing)
@@ -176,7 +178,7 @@ def test_a_long_epoch_shows_a_line_of_its_own_after_ten_seconds(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr("distrain.coordinator.progress.time.monotonic", lambda: now)
     shown = PlainLines()
     shown.begin(PLAN, 1)
     capsys.readouterr()

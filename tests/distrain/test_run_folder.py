@@ -187,9 +187,7 @@ def test_a_damaged_status_is_refused_with_the_way_out(tmp_path: Path, content: b
             folder.status()
 
 
-@pytest.mark.parametrize(
-    "content", [b"[identity", b"", b"a = 1\n", b"\xff\xfe", b"identity = 3\n"]
-)
+@pytest.mark.parametrize("content", [b"[identity", b"", b"a = 1\n", b"\xff\xfe", b"identity = 3\n"])
 def test_a_damaged_job_file_is_refused_with_the_way_out(tmp_path: Path, content: bytes) -> None:
     begun(tmp_path / "run").close()
     (tmp_path / "run" / "job.toml").write_bytes(content)
@@ -220,7 +218,8 @@ def tied() -> nn.Module:
 
 def channels_last() -> nn.Module:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-    return model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 @pytest.mark.parametrize("build", [tied, channels_last])

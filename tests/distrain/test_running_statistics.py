@@ -153,12 +153,14 @@ def test_every_micro_batch_starts_from_the_statistics_of_the_steps_begin() -> No
 
 def test_torchs_synchronised_batch_norm_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.SyncBatchNorm(2))
-    with pytest.raises(ConfigError, match="^1 is torch's SyncBatchNorm, .* use BatchNorm"):
+    with pytest.raises(ConfigError, match=r"^1 is torch's SyncBatchNorm, .* use BatchNorm"):
         RunningStatistics(model)
 
 
 class Counting(nn.Module):
     """Counts its calls in a buffer, in place or by a new tensor."""
+
+    calls: torch.Tensor
 
     def __init__(self, *, in_place: bool) -> None:
         super().__init__()
@@ -192,6 +194,8 @@ def test_spectral_norms_vectors_are_refused_by_name() -> None:
 
 def test_a_buffer_that_is_only_read_is_no_fault() -> None:
     class Scaled(nn.Module):
+        scale: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("scale", torch.ones(2))

@@ -182,6 +182,11 @@ class TrainingStep:
 
     def _set_learning_rate(self, step: int) -> float:
         factor = self._schedule(step)
+        if not math.isfinite(factor):
+            raise ProgramError(
+                f"the schedule gives the factor {factor} at step {step + 1}: every weight would "
+                "be lost"
+            )
         for group, base in zip(self._optimizer.param_groups, self._base_lrs, strict=True):
             group["lr"] = base * factor
         return self._base_lrs[0] * factor

@@ -34,7 +34,8 @@ def main() -> None:
     if trainer.rank == 0:
         print(f"loss {history['loss'][-1]:.2e} after {len(history.epochs)} steps")
         for point, answer, output in zip(points, answers, outputs.tolist(), strict=True):
-            print(f"{point[0]:.0f} xor {point[1]:.0f} = {output:.4f} (wanted {answer:.0f})")
+            given = " xor ".join(f"{bit:.0f}" for bit in point)
+            print(f"{given} = {abs(round(output, 4)):.4f} (wanted {answer:.0f})")
     right = torch.equal(outputs.round(), torch.from_numpy(answers))
     if history["loss"][-1] >= 1e-3 or not right:
         raise SystemExit("XOR was not learned")

@@ -8,7 +8,7 @@ loopback alone.
 
 import socket
 
-from torch.distributed import FileStore, TCPStore
+from torch._C._distributed_c10d import FileStore, TCPStore  # where they are typed
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousParameters,
@@ -45,7 +45,7 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
     """A rendezvous whose endpoint is the path of a file."""
     store = FileStore(parameters.endpoint)
     backend = FileBackend(store, parameters.run_id)
-    return LoopbackRendezvous.from_backend(
+    handler: RendezvousHandler = LoopbackRendezvous.from_backend(
         parameters.run_id,
         store,
         backend,
@@ -53,6 +53,7 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
         parameters.max_nodes,
         local_addr=ADDRESS,
     )
+    return handler
 
 
 rendezvous_handler_registry.register(NAME, create)

@@ -84,6 +84,12 @@ class RunFolder:
             ) from error
 
     def _move_aside(self) -> None:
+        if self.path.name in ("", ".."):
+            self.close()
+            raise ConfigError(
+                f"the run folder {self.path} cannot be moved aside from within: start in another "
+                "folder, and name it from there"
+            )
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
             number += 1

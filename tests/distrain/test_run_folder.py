@@ -136,6 +136,18 @@ def test_fresh_moves_the_folder_aside_each_time_under_a_new_name(tmp_path: Path)
     assert numbers == {"run.old-1": 0, "run.old-2": 1, "run": 2}
 
 
+def test_fresh_does_not_move_the_folder_in_which_the_program_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    begun(Path()).close()
+    with pytest.raises(ConfigError, match=r"the run folder \. cannot be moved aside from within"):
+        open_folder(Path(), fresh=True)
+    open_folder(Path()).close()
+    assert names(tmp_path) == {"run"}
+
+
 def test_fresh_frees_a_folder_of_another_job(tmp_path: Path) -> None:
     begun(tmp_path / "run").close()
     open_folder(tmp_path / "run", fresh=True, seed=1).close()

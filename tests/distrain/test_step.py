@@ -189,6 +189,18 @@ def test_the_schedule_sets_the_rate_of_every_group_from_its_own_base() -> None:
         torch.testing.assert_close(last.bias.detach(), expected)
 
 
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_schedule_that_gives_no_number_ends_the_run_before_it_costs_the_weights(
+    factor: float,
+) -> None:
+    model = net()
+    before = weights_digest(model)
+    step = make_step(model, schedule=lambda _: factor)
+    with pytest.raises(ProgramError, match=rf"the schedule gives the factor {factor} at step 1"):
+        first_batch(step, samples(16))
+    assert weights_digest(model) == before
+
+
 def test_a_parameter_without_a_gradient_is_passed_over_by_the_optimizer() -> None:
     used, unused = net(), nn.Linear(2, 2)
     model = nn.ModuleList([used, unused])

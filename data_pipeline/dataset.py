@@ -72,6 +72,8 @@ class Dataset:
         if unknown:
             raise DataError(f"classes name {unknown}, but the columns are {list(arrays)}")
         lengths = {key: len(values) for key, values in arrays.items()}
+        if not any(lengths.values()):
+            raise DataError(f"a data set needs at least one row, and {name} has none")
         if len(set(lengths.values())) != 1:
             raise DataError(f"all arrays must have the same number of rows, these have {lengths}")
         dataset = cls.__new__(cls)

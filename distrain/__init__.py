@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distrain.coordinator.checkpointing import Checkpoint
     from distrain.coordinator.early_stopping import EarlyStopping
     from distrain.coordinator.observers import EpochRecord
     from distrain.coordinator.recording import History
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from distrain.train import Trainer
 
 _HOMES = {
+    "Checkpoint": "distrain.coordinator.checkpointing",
     "EarlyStopping": "distrain.coordinator.early_stopping",
     "EpochRecord": "distrain.coordinator.observers",
     "History": "distrain.coordinator.recording",
@@ -22,7 +24,15 @@ _HOMES = {
     "mean_over_samples": "distrain.learn.losses",
 }
 
-__all__ = ["EarlyStopping", "EpochRecord", "History", "Trainer", "mean_over_samples", "schedules"]
+__all__ = [
+    "Checkpoint",
+    "EarlyStopping",
+    "EpochRecord",
+    "History",
+    "Trainer",
+    "mean_over_samples",
+    "schedules",
+]
 __version__ = "0.1.0"
 
 

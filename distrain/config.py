@@ -4,6 +4,7 @@
 what `Trainer` takes. The docstring under a field is its help text.
 """
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -67,8 +68,8 @@ def _at_least(where: str, value: float | None, least: float) -> None:
 
 
 def _above_zero(where: str, value: float | None) -> None:
-    if value is not None and not value > 0:
-        raise ConfigError(f"{where} is {value}; it must be above 0")
+    if value is not None and not 0 < value < math.inf:
+        raise ConfigError(f"{where} is {value}; it must be above 0, and finite")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +278,31 @@ class EarlyStoppingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the run's state is written, so that it can go on, and what is kept."""
+
+    every_steps: int | None = None
+    """Write after every so many steps."""
+    every_seconds: float | None = 300.0
+    """Write when so many seconds have passed since the last time."""
+    keep_last: int = 2
+    """Keep the newest so many."""
+    keep_best: int = 0
+    """Keep the so many best as well, taken at the ends of epochs."""
+    monitor: str = "val_loss"
+    """What makes one better: val_loss, loss, or a metric such as val_accuracy."""
+    mode: Literal["auto", "min", "max"] = "auto"
+    """Whether less or more is better; auto: less for losses and errors, more for the rest."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        _at_least("checkpoint.every_steps", self.every_steps, 1)
+        _at_least("checkpoint.every_seconds", self.every_seconds, 0)
+        _at_least("checkpoint.keep_last", self.keep_last, 1)
+        _at_least("checkpoint.keep_best", self.keep_best, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A whole job."""
 
@@ -288,6 +314,7 @@ class Job:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
 
 def check_micro_batch(global_batch: int, micro_batch: int) -> None:

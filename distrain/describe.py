@@ -32,8 +32,8 @@ def _arguments(*args: object, **keywords: object) -> str:
 def _plain_attributes(module: object) -> str:
     found: dict[str, Any] = {}
     for name, value in sorted(vars(module).items()):
-        if not name.startswith("_") and isinstance(value, (bool, int, float, str)):
-            found[name] = value
+        if not name.startswith("_") and isinstance(value, (bool, int, float, str, tuple, list)):
+            found[name] = describe(value) if isinstance(value, (tuple, list)) else value
     if isinstance(module, torch.nn.Module):
         found |= {name: buffer.tolist() for name, buffer in module.named_buffers()}
     return ", ".join(f"{name}={value!r}" for name, value in found.items() if name != "training")

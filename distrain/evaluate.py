@@ -9,12 +9,13 @@ from data_pipeline.dataset import Dataset
 from data_pipeline.loader import Loader, Recipe, Span
 from distrain.coordinator.ledger import Ledger, LedgerTotals
 from distrain.coordinator.metrics import MetricSet
+from distrain.errors import ProgramError
 from distrain.numerics import evaluation_mode, evaluation_seed, seed_generators
 from distrain.parallel.payload import PayloadLayout
 from distrain.parallel.reduction import TreeReduction
 from distrain.parallel.split import owned_range
 from distrain.parallel.world import World
-from distrain.step import Columns, MicroBatchStep
+from distrain.step import Columns, MicroBatchStep, checked_result
 
 ROWS = 128
 """Rows of one forward pass: a cut of its own, that no setting of the training changes."""
@@ -46,7 +47,7 @@ class Evaluation:
         reduction.begin(_num_chunks(dataset))
         with self._owned_chunks(dataset, recipe) as chunks:
             for columns in chunks:
-                loss_sum, weight, outputs = self._run(self._model, columns)
+                loss_sum, weight, outputs = checked_result(self._run(self._model, columns))
                 leaf = reduction.leaf()
                 ledger.write(
                     leaf,
@@ -64,8 +65,11 @@ class Evaluation:
         found: list[torch.Tensor] = []
         with self._owned_chunks(dataset, recipe) as chunks:
             for columns in chunks:
-                outputs = self._run(self._model, columns)[2]
-                assert outputs is not None, "a micro_batch_step that predicts returns outputs"
+                outputs = checked_result(self._run(self._model, columns))[2]
+                if outputs is None:
+                    raise ProgramError(
+                        "there are no predictions: the micro_batch_step returned None"
+                    )
                 found.append(outputs.detach().clone())
         return self._gathered(found, dataset)
 

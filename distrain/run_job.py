@@ -1,5 +1,6 @@
 """From a job's tables to a trainer, and the run: what each worker of `distrain train` does."""
 
+import dataclasses
 import importlib
 import inspect
 from collections.abc import Callable, Iterable
@@ -19,6 +20,7 @@ from distrain.config import (
     default_micro_batch,
     near_names,
 )
+from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.coordinator.recording import History
 from distrain.errors import ConfigError
@@ -76,6 +78,7 @@ def run_job(job: Job, *, fresh: bool = False) -> History:
         else EarlyStopping(
             early.monitor, early.patience, early.min_delta, early.mode, early.restore_best
         ),
+        checkpoint=Checkpoint(**dataclasses.asdict(job.checkpoint)),
         standardize=job.data.standardize,
         compute_threads=job.run.compute_threads,
         deterministic=job.run.deterministic,

@@ -75,7 +75,7 @@ class TrainingStep:
 
         `rows_at(epoch, start, stop)` names the samples at some positions, for error messages.
         """
-        self._model, self._optimizer, self._run = model, optimizer, micro_batch_step
+        self._model, self.optimizer, self._run = model, optimizer, micro_batch_step
         self._world, self._target, self._seed = world, target, seed
         self._divisor = float(global_batch)
         self._schedule, self._clip, self._rows_at = schedule, clip, rows_at
@@ -116,7 +116,7 @@ class TrainingStep:
         self._statistics.apply(total.float32[self._gradients.num_floats :])
         self._gradients.assign(flat, totals.present)
         lr = self._set_learning_rate(batch.step)
-        self._optimizer.step()
+        self.optimizer.step()
         return StepResult(batch, totals, norm, lr)
 
     def _compute(
@@ -150,7 +150,7 @@ class TrainingStep:
         self._statistics.restore()
         seed_generators(micro_batch_seed(self._seed, batch.step, micro_batch), self._world.device)
         try:
-            loss_sum, weight, outputs = self._run(self._model, sample)
+            loss_sum, weight, outputs = checked_result(self._run(self._model, sample))
             _check_loss(loss_sum)
             (loss_sum / self._divisor).backward()  # type: ignore[no-untyped-call]
         except ValueError as error:
@@ -187,7 +187,7 @@ class TrainingStep:
                 f"the schedule gives the factor {factor} at step {step + 1}: every weight would "
                 "be lost"
             )
-        for group, base in zip(self._optimizer.param_groups, self._base_lrs, strict=True):
+        for group, base in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
             group["lr"] = base * factor
         return self._base_lrs[0] * factor
 
@@ -216,6 +216,21 @@ class TrainingStep:
         return NonFiniteError(
             step=batch.step + 1, epoch=batch.epoch + 1, what=what, rows=rows.tolist()
         )
+
+
+def checked_result(result: object) -> MicroBatchResult:
+    """What a micro-batch step has returned, if it is what was asked for.
+
+    Raises:
+        ProgramError: it is something else.
+    """
+    if isinstance(result, tuple) and len(result) == 3:
+        return result
+    what = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
+    raise ProgramError(
+        f"the micro_batch_step returned {what}; it must return (loss sum, weight, outputs), the "
+        "last None if neither metrics nor predictions are wanted"
+    )
 
 
 def _check_loss(loss_sum: object) -> None:

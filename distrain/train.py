@@ -1,7 +1,7 @@
 """The trainer, and the loop."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,24 +13,25 @@ from data_pipeline.loader import Loader, Recipe, Span
 from data_pipeline.order import ShuffledOrder
 from data_pipeline.standardize import Standardization, standardization
 from distrain.config import default_micro_batch
-from distrain.coordinator.early_stopping import EarlyStopping, Progress, judge
+from distrain.coordinator.checkpointing import Checkpoint
+from distrain.coordinator.early_stopping import EarlyStopping, judge
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.metrics import MetricSet
 from distrain.coordinator.observers import EpochRecord
 from distrain.coordinator.recording import History, Recording, open_recording
+from distrain.coordinator.run_state import RunState
 from distrain.describe import describe
 from distrain.errors import ConfigError
 from distrain.evaluate import Evaluation, to_device
 from distrain.identity import run_identity
-from distrain.learn.losses import SummedLoss
+from distrain.learn.losses import SummedLoss, refuse_trainable
+from distrain.learn.optimizers import OptimizerFactory, checked_optimizer
 from distrain.learn.schedules import Constant, Schedule
 from distrain.numerics import fix_kernels
 from distrain.parallel import world as worlds
 from distrain.parallel.replicas import ModelSource, build_model
 from distrain.parallel.split import BatchPlan
 from distrain.step import Clip, Columns, MicroBatchResult, MicroBatchStep, TrainingStep
-
-OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
 
 
 class Trainer:
@@ -56,6 +57,7 @@ class Trainer:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         early_stopping: EarlyStopping | None = None,
+        checkpoint: Checkpoint | None = Checkpoint(),  # noqa: B008 - it is frozen
         micro_batch_step: MicroBatchStep | None = None,
         standardize: bool = True,
         compute_threads: int = 1,
@@ -81,6 +83,7 @@ class Trainer:
             clip_norm: The gradient is scaled down to this global norm.
             clip_value: Each element of the gradient is clamped to this magnitude first.
             early_stopping: When to stop before the last epoch.
+            checkpoint: When the run's state is written to its folder; None for never.
             micro_batch_step: `(model, columns) -> (loss sum, weight, outputs)` instead of
                 `loss(model(columns[inputs]), columns[target])`; it gets all columns.
             standardize: Scale uint8 and float inputs by the training part's mean and std.
@@ -94,6 +97,8 @@ class Trainer:
             UsageError: `WORLD_SIZE` is set and the rest of the group's environment is not.
             ConfigError: the model or the loss can't keep the promise; the message names why.
         """
+        if isinstance(metrics, str):
+            raise ConfigError(f"metrics is the text {metrics!r}; give a list: [{metrics!r}]")
         for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
             if limit is not None and not limit > 0:
                 raise ConfigError(f"{name} is {limit}; it must be above 0")
@@ -102,12 +107,14 @@ class Trainer:
         self.model = build_model(model, seed, self._world)
         self.optimizer: torch.optim.Optimizer | None = None
         self._loss = SummedLoss(loss, self._world.device)
+        refuse_trainable(loss, self.model)
         self._own_step, self._make_optimizer = micro_batch_step, optimizer
         self._inputs, self._target, self._seed = inputs, target, seed
         self._metrics, self._schedule = tuple(metrics), schedule or Constant()
         self._clip, self._early_stopping = Clip(clip_value, clip_norm), early_stopping
         self._standardize, self._scaling = standardize, dict[str, Standardization]()
         self._folder, self._fresh, self._progress = run, fresh, progress
+        self._checkpoint = checkpoint
         self._job = job or {}
         self._settings = {
             "seed": seed,
@@ -148,7 +155,8 @@ class Trainer:
     ) -> History:
         """Trains for some epochs, evaluating after each; returns what the epochs brought.
 
-        A run that has ended in the folder already is not done again: its result is loaded.
+        A run that has ended in the folder already is not done again: its result is loaded. One
+        that was cut off goes on after its newest checkpoint, at any number of workers.
 
         Args:
             train: What is learned from.
@@ -182,7 +190,7 @@ class Trainer:
         for dataset in (train, validation):
             if verify and dataset is not None:
                 dataset.verify(rank=self._world.rank, world_size=self._world.size)
-        self.optimizer = self._new_optimizer()
+        self.optimizer = checked_optimizer(self._make_optimizer, self.model)
         step = self._training_step(self.optimizer, plan, metrics)
         identity = self._settings | run_identity(
             self.model, self.optimizer, plan, recipe, train=train, validation=validation
@@ -192,61 +200,66 @@ class Trainer:
         ) as recording:
             if recording.is_finished(epochs):
                 return recording.load_result(self.model)
-            recording.begin(plan, epochs, self._world.device)
-            with self._loader(train, recipe, plan, epochs, prefetch) as batches:
-                progress = self._loop(
+            state, best = recording.take_up(self.model, self.optimizer)
+            last = epochs * plan.steps_per_epoch
+            recording.begin(plan, epochs, self._checkpoint)
+            with self._loader(train, recipe, plan, range(state.step, last), prefetch) as batches:
+                best = self._loop(
+                    state,
                     plan,
-                    epochs,
+                    last,
+                    best=best,
                     training_step=step,
                     batches=batches,
                     validation=validation,
                     metrics=metrics,
                     recording=recording,
                 )
-            rule = self._early_stopping
-            restored = rule is not None and rule.restore_best
-            return recording.finish(self.model, progress, restored=restored)
+            if best:
+                self.model.load_state_dict(best)
+            return recording.finish(self.model, restored=bool(best))
 
     def _loop(
         self,
+        state: RunState,
         plan: BatchPlan,
-        epochs: int,
+        last_step: int,
         *,
+        best: dict[str, torch.Tensor],
         training_step: TrainingStep,
         batches: Loader,
         validation: Dataset | None,
         metrics: MetricSet,
         recording: Recording,
-    ) -> Progress:
-        """Every step of the run, and a verdict at each epoch's end."""
-        rule, progress = self._early_stopping, Progress()
-        best_state: dict[str, torch.Tensor] = {}
-        totals: LedgerTotals | None = None
-        began = time.monotonic()
+    ) -> dict[str, torch.Tensor]:
+        """Every step that is left of the run, and a verdict at each epoch's end.
+
+        Returns:
+            The best epoch's weights, where they are to be restored.
+        """
+        rule, optimizer = self._early_stopping, training_step.optimizer
+        seen, began = 0, time.monotonic()
         self.model.train()
-        for number in range(epochs * plan.steps_per_epoch):
-            batch = plan.batch(number)
+        while state.step < last_step and not state.stopped:
+            batch = plan.batch(state.step)
             result = training_step(batch, to_device(next(batches).columns, self._world.device))
-            totals = result.totals if totals is None else totals + result.totals
+            state, seen = state.after_step(result.totals), seen + batch.num_samples
             recording.step(result)
-            if (number + 1) % plan.steps_per_epoch:
-                continue
-            rate = totals.num_samples / (time.monotonic() - began)
-            scores = totals.scores(metrics)
-            if validation is not None:
-                scores |= self._evaluate(validation, metrics).scores(metrics, prefix="val_")
-            seconds = time.monotonic() - began
-            recording.epoch(EpochRecord(batch.epoch + 1, number + 1, scores, seconds, rate))
-            verdict = judge(rule, progress, batch.epoch + 1, scores)
-            progress = verdict.progress
-            if verdict.improved and rule is not None and rule.restore_best:
-                best_state = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-            if verdict.stop:
-                break
-            totals, began = None, time.monotonic()
-        if best_state:
-            self.model.load_state_dict(best_state)
-        return progress
+            if state.step % plan.steps_per_epoch == 0 and state.totals is not None:
+                rate = seen / (time.monotonic() - began)
+                scores = state.totals.scores(metrics)
+                if validation is not None:
+                    scores |= self._evaluate(validation, metrics).scores(metrics, prefix="val_")
+                seconds = time.monotonic() - began
+                record = EpochRecord(batch.epoch + 1, state.step, scores, seconds, rate)
+                recording.epoch(record)
+                verdict = judge(rule, state.progress, record.epoch, scores)
+                state = state.after_epoch(record, verdict)
+                if verdict.improved and rule is not None and rule.restore_best:
+                    best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+                seen, began = 0, time.monotonic()
+            recording.state(state, self.model, optimizer, best)
+        return best
 
     def evaluate(self, dataset: Dataset) -> dict[str, float]:
         """The mean loss and all metrics over a whole data set, exact at any number of workers.
@@ -302,12 +315,17 @@ class Trainer:
         return {} if found is None else {self._inputs: found}
 
     def _loader(
-        self, train: Dataset, recipe: Recipe, plan: BatchPlan, epochs: int, depth: int
+        self,
+        train: Dataset,
+        recipe: Recipe,
+        plan: BatchPlan,
+        steps: range,
+        depth: int,
     ) -> Loader:
         rank, size = self._world.rank, self._world.size
 
         def spans() -> Iterator[Span]:
-            for number in range(epochs * plan.steps_per_epoch):
+            for number in steps:
                 batch = plan.batch(number)
                 yield Span(batch.epoch, *batch.positions(batch.owned(rank, size)))
 
@@ -329,35 +347,12 @@ class Trainer:
         )
 
     def _check_monitor(self, metrics: MetricSet, validation: Dataset | None) -> None:
-        if self._early_stopping is not None:
-            known = ["loss", *metrics.names]
-            if validation is not None:
-                known += [f"val_{name}" for name in known]
-            self._early_stopping.check(known)
-
-    def _new_optimizer(self) -> torch.optim.Optimizer:
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        if not trainable:
-            raise ConfigError("no parameter of the model requires a gradient: nothing to train")
-        optimizer = self._make_optimizer(trainable)
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise ConfigError(
-                f"the function that makes the optimizer returned {describe(optimizer)}: return a "
-                "torch.optim.Optimizer over the parameters that it is given"
-            )
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise ConfigError(
-                "LBFGS evaluates the loss several times a step along a line, which no sum over "
-                "micro-batches covers: use a first-order optimizer"
-            )
-        known = {id(parameter) for parameter in trainable}
-        given = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if any(id(parameter) not in known for parameter in given):
-            raise ConfigError(
-                "the optimizer moves tensors that are no trainable parameters of the model, so "
-                "their gradients are not summed: make them parameters of the model"
-            )
-        return optimizer
+        known = ["loss", *metrics.names]
+        if validation is not None:
+            known += [f"val_{name}" for name in known]
+        for rule in (self._early_stopping, self._checkpoint):
+            if rule is not None:
+                rule.check(known)
 
     def _training_step(
         self, optimizer: torch.optim.Optimizer, plan: BatchPlan, metrics: MetricSet

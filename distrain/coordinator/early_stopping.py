@@ -50,8 +50,13 @@ class EarlyStopping:
 
     def improves(self, score: float, best: float) -> bool:
         """Whether a score beats the best so far by more than `min_delta`; NaN never does."""
-        less = self.mode == "min" or (self.mode == "auto" and is_error(self.monitor))
-        return score < best - self.min_delta if less else score > best + self.min_delta
+        return beats(self.monitor, self.mode, score, best, self.min_delta)
+
+
+def beats(name: str, mode: str, score: float, best: float, min_delta: float = 0.0) -> bool:
+    """Whether a score of that name is better than another by more than `min_delta`."""
+    less = mode == "min" or (mode == "auto" and is_error(name))
+    return score < best - min_delta if less else score > best + min_delta
 
 
 @dataclass(frozen=True)

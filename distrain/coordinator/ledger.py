@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from distrain.coordinator.metrics import MetricSet
+from distrain.errors import ProgramError
 from distrain.parallel.payload import Payload
 
 _NUM_OWN_FLOAT64 = 2
@@ -47,7 +48,12 @@ class Ledger:
         payload.float64[0] = loss_sum.detach()
         payload.float64[1] = weight
         payload.int64[0] = num_samples
-        if self.metrics.names and outputs is not None and target is not None:
+        if self.metrics.names and (outputs is None or target is None):
+            raise ProgramError(
+                f"{', '.join(self.metrics.names)} can't be measured: the micro_batch_step returned "
+                "no outputs"
+            )
+        if outputs is not None and target is not None:
             self.metrics.update(
                 outputs,
                 target,

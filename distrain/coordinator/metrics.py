@@ -106,6 +106,10 @@ class MetricSet:
         if self._ignore_index is not None:
             kept = actual != self._ignore_index
             predicted, actual = predicted[kept], actual[kept]
+        if actual.is_floating_point() and not torch.equal(actual, actual.floor()):
+            raise ConfigError(
+                f"{', '.join(self.names)} want whole class numbers as targets, and these are not"
+            )
         actual = actual.long()
         if actual.numel() and not 0 <= int(actual.min()) <= int(actual.max()) < classes:
             raise DataError(

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
+from data_pipeline.durable import write_whole
 from data_pipeline.errors import StorageError
 from distrain.parallel.split import BatchPlan
 from distrain.step import StepResult
@@ -72,6 +73,10 @@ class Observer(Protocol):
         """An epoch was done, validation included."""
         ...
 
+    def note(self, event: str, text: str, **fields: Any) -> None:
+        """Something else happened: `text` says it to a person, `fields` to a program."""
+        ...
+
     def end(self, ending: Ending) -> None:
         """The run ended, well or not."""
         ...
@@ -85,11 +90,13 @@ def finite_or_none(value: float) -> float | None:
 class EventLog:
     """`events.jsonl`: one JSON object a line, each line written by one call."""
 
-    def __init__(self, folder: Path) -> None:
-        """Starts the file anew."""
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        """Starts the file anew, or cuts it back to what a run that goes on from `step` has done."""
         self._path = folder / EVENTS
+        kept = events_until(self._path, step) if step else []
+        write_whole(self._path, b"".join(json.dumps(event).encode() + b"\n" for event in kept))
         try:
-            self._file = self._path.open("wb", buffering=0)
+            self._file = self._path.open("ab", buffering=0)
         except OSError as error:
             raise StorageError(f"cannot write {self._path}: {error.strerror}") from error
 
@@ -145,13 +152,34 @@ class EventLog:
         finally:
             self._file.close()
 
+    def note(self, event: str, text: str, **fields: Any) -> None:
+        """An event of its own name."""
+        self._write(event, text=text, **fields)
+
+
+def events_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """The events of a log up to a step; a line that a crash has cut short is left out."""
+    kept: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if event["event"] != "end" and event.get("step", 0) <= step:
+            kept.append(event)
+    return kept
+
 
 class TensorBoardLog:
     """Scalars for TensorBoard: `train/...` by step, `epoch/...` by epoch."""
 
-    def __init__(self, folder: Path) -> None:
-        """Opens a writer in the run's folder."""
-        self._writer: Any = SummaryWriter(str(folder / TENSORBOARD))
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        """Opens a writer in the run's folder; points after `step` are those of this start."""
+        purge = step + 1 if step else None
+        self._writer: Any = SummaryWriter(str(folder / TENSORBOARD), purge_step=purge)
+
+    def note(self, event: str, text: str, **fields: Any) -> None:
+        """Nothing that a curve shows."""
 
     def begin(self, plan: BatchPlan, epochs: int) -> None:
         """Nothing to tell yet."""

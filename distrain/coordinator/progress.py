@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -85,6 +86,11 @@ class ProgressBar:
             self._score = f" {measured[0]} {record.scores[measured[0]]:.4f}"
         self._samples, self._since = 0, time.monotonic()
 
+    def note(self, event: str, text: str, **fields: Any) -> None:  # noqa: ARG002 - for programs
+        """A line above the bar; checkpoints that went well are no news."""
+        if event != "checkpoint":
+            self._bar.console.print(text, highlight=False)
+
     def end(self, ending: Ending) -> None:  # noqa: ARG002 - an observer is told how it ended
         """Takes the bar away."""
         self._bar.stop()
@@ -121,6 +127,11 @@ class PlainLines:
             f"epoch {record.epoch}/{self._epochs}: {score_text(record.scores)} "
             f"({record.samples_per_s:,.0f} samples/s)"
         )
+
+    def note(self, event: str, text: str, **fields: Any) -> None:  # noqa: ARG002 - for programs
+        """A line; checkpoints that went well are no news."""
+        if event != "checkpoint":
+            self._say(text)
 
     def end(self, ending: Ending) -> None:
         """The summary is the caller's."""

@@ -13,7 +13,13 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import StorageError
-from distrain.coordinator.early_stopping import Progress
+from distrain.coordinator.checkpoint import newest_checkpoint
+from distrain.coordinator.checkpointing import (
+    Checkpoint,
+    CheckpointKeeper,
+    contents,
+    take_up,
+)
 from distrain.coordinator.observers import (
     EVENTS,
     Ending,
@@ -32,6 +38,7 @@ from distrain.coordinator.run_folder import (
     load_model,
     numerics_fingerprint,
 )
+from distrain.coordinator.run_state import RunState
 from distrain.errors import ConfigError, ExitCode, NonFiniteError, exit_code_of
 from distrain.parallel.split import BatchPlan
 from distrain.parallel.world import World
@@ -53,7 +60,13 @@ class History:
     result: Path | None = None
 
     def __getitem__(self, name: str) -> list[float]:
-        """A score by epoch: `history["val_loss"]`."""
+        """A score by epoch: `history["val_loss"]`.
+
+        Raises:
+            KeyError: this run has not measured it; names those that it has.
+        """
+        if self.epochs and name not in self.epochs[0].scores:
+            raise KeyError(f"{name!r}; this run has measured {', '.join(self.epochs[0].scores)}")
         return [record.scores[name] for record in self.epochs]
 
 
@@ -66,8 +79,9 @@ class Recording:
         """`folder` is None for a run without one, and on every rank but 0."""
         self._world, self._folder, self._job, self._show = world, folder, job, show
         self._observers: list[Observer] = []
-        self._epochs: list[EpochRecord] = []
-        self._planned, self._steps = 0, 0
+        self._keeper: CheckpointKeeper | None = None
+        self._damaged: list[str] = []
+        self._state, self._planned = RunState(), 0
         self._began = time.monotonic()
 
     def is_finished(self, epochs: int) -> bool:
@@ -106,42 +120,93 @@ class Recording:
             self._world.communicator.broadcast(tensor)
         return History(epochs, best, result)
 
-    def begin(self, plan: BatchPlan, epochs: int, device: torch.device) -> None:
+    def take_up(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[RunState, dict[str, torch.Tensor]]:
+        """Sets model and optimizer as the newest good checkpoint says, on every rank.
+
+        Returns:
+            The run's state, that of a run's begin where there is no checkpoint, and the best
+            weights so far.
+
+        Raises:
+            StorageError: there are checkpoints, and none is good.
+        """
+        newest = newest_checkpoint(self._folder.checkpoints) if self._folder else None
+        self._damaged = newest.damaged if newest else []
+        self._state, best = take_up(
+            newest.contents if newest else None, model, optimizer, self._world
+        )
+        return self._state, best
+
+    def begin(self, plan: BatchPlan, epochs: int, policy: Checkpoint | None) -> None:
         """Writes what the run is, and tells the observers."""
         self._planned = epochs
+        step = self._state.step
         if self._world.rank == 0:
             if self._folder:
-                threads = torch.get_num_threads()
-                environment = numerics_fingerprint(device, threads)
+                environment = numerics_fingerprint(self._world.device, torch.get_num_threads())
                 environment["world_size"] = self._world.size
-                self._folder.begin(self._job, environment, epochs)
-                self._observers.append(EventLog(self._folder.path))
-                self._observers.append(TensorBoardLog(self._folder.path))
+                self._folder.begin(self._job, environment, epochs, goes_on=step > 0)
+                self._observers.append(EventLog(self._folder.path, step))
+                self._observers.append(TensorBoardLog(self._folder.path, step))
+                if policy is not None:
+                    self._keeper = CheckpointKeeper(policy, self._folder.checkpoints)
             if self._show:
                 self._observers.append(progress_observer())
         for observer in self._observers:
             observer.begin(plan, epochs)
+        for text in self._damaged:
+            self._note("damaged", f"a damaged checkpoint is passed over: {text}")
+        if step:
+            self._note("resume", f"going on after step {step}", step=step)
+
+    def _note(self, event: str, text: str, **fields: Any) -> None:
+        for observer in self._observers:
+            observer.note(event, text, **fields)
 
     def step(self, result: StepResult) -> None:
         """A step was done."""
-        self._steps = result.batch.step + 1
         for observer in self._observers:
             observer.step(result)
 
     def epoch(self, record: EpochRecord) -> None:
         """An epoch was done."""
-        self._epochs.append(record)
         for observer in self._observers:
             observer.epoch(record)
 
-    def finish(self, model: torch.nn.Module, progress: Progress, *, restored: bool) -> History:
+    def state(
+        self,
+        state: RunState,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        best: Mapping[str, torch.Tensor],
+    ) -> None:
+        """A step is done with all that follows from it; its state is written if that is due.
+
+        A checkpoint that can't be written is said so, and the run goes on: it is tried again when
+        the next one is due.
+        """
+        self._state = state
+        if self._keeper is None or not self._keeper.is_due(state):
+            return
+        began = time.monotonic()
+        try:
+            folder = self._keeper.write(state, contents(state, model, optimizer, best))
+        except StorageError as error:
+            self._note("checkpoint_failed", f"no checkpoint at step {state.step}: {error}")
+            return
+        seconds = round(time.monotonic() - began, 4)
+        self._note("checkpoint", f"wrote {folder.name}", step=state.step, seconds=seconds)
+
+    def finish(self, model: torch.nn.Module, *, restored: bool) -> History:
         """Writes the result, and says how the run ended.
 
         `restored` says that the model has the weights of the best epoch, and not of the last.
         """
-        best = progress.best_epoch or None
-        early = len(self._epochs) < self._planned
-        reason = "stopped early" if early else "finished"
+        best = self._state.progress.best_epoch or None
+        epochs = self._state.epochs
+        reason = "stopped early" if len(epochs) < self._planned else "finished"
         result = self._folder.write_result(model) if self._folder else None
         self._end(Ending(reason, ExitCode.DONE, best))
         if self._folder:
@@ -150,14 +215,14 @@ class Recording:
                 reason=reason,
                 exit_code=int(ExitCode.DONE),
                 epochs=self._planned,
-                epoch=len(self._epochs),
-                step=self._steps,
+                epoch=len(epochs),
+                step=self._state.step,
                 best_epoch=best,
-                scores=_json_scores(self._epochs[-1].scores),
+                scores=_json_scores(epochs[-1].scores),
             )
         if self._world.rank == 0 and self._show:
             self._say_summary(reason, best, result, restored=restored)
-        return History(tuple(self._epochs), best, result)
+        return History(epochs, best, result)
 
     def fail(self, error: BaseException) -> None:
         """Notes the error that ends the run, as far as the folder can still be written."""
@@ -170,26 +235,28 @@ class Recording:
                 reason=str(error) or type(error).__name__,
                 exit_code=int(code),
                 epochs=self._planned,
-                epoch=len(self._epochs),
-                step=self._steps,
+                epoch=len(self._state.epochs),
+                step=self._state.step,
             )
 
     def _end(self, ending: Ending) -> None:
+        """Tells all observers, also where one of them can't write any more."""
         observers, self._observers = self._observers, []
-        for observer in observers:
-            observer.end(ending)
+        with ExitStack() as stack:
+            for observer in reversed(observers):
+                stack.callback(observer.end, ending)
 
     def _say_summary(
         self, reason: str, best: int | None, result: Path | None, *, restored: bool
     ) -> None:
-        last = self._epochs[-1]
+        last = self._state.epochs[-1]
         seconds = time.monotonic() - self._began
         workers = "1 worker" if self._world.size == 1 else f"{self._world.size} workers"
-        print(f"{reason} after epoch {last.epoch}, {self._steps} steps, {seconds:.1f} s, {workers}")
+        print(f"{reason} after epoch {last.epoch}, {last.step} steps, {seconds:.1f} s, {workers}")
         print("\n".join(score_lines(last)))
         if best is not None and best != last.epoch:
             print(f"best was epoch {best}" + (", whose weights are restored" if restored else ""))
-            print("\n".join(score_lines(self._epochs[best - 1])))
+            print("\n".join(score_lines(self._state.epochs[best - 1])))
         if result is not None:
             print(f"result: {result}")
         sys.stdout.flush()

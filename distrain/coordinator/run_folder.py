@@ -29,6 +29,7 @@ STATUS = "status.json"
 RESULT = "model.safetensors"
 ENVIRONMENT = "environment.json"
 LOCK = "lock"
+CHECKPOINTS = "checkpoints"
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
 
@@ -149,11 +150,26 @@ class RunFolder:
             raise ConfigError(f"{path} cannot be read: it is no JSON object; start with --fresh")
         return content
 
-    def begin(self, job: Mapping[str, Any], environment: Mapping[str, Any], epochs: int) -> None:
-        """Clears what an unfinished start of the same job left, and writes what the run is."""
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run's checkpoints stand; made with the first of them."""
+        return self.path / CHECKPOINTS
+
+    def begin(
+        self,
+        job: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        epochs: int,
+        *,
+        goes_on: bool,
+    ) -> None:
+        """Writes what the run is; clears what an earlier start left, unless this one goes on."""
         (self.path / RESULT).unlink(missing_ok=True)
-        (self.path / EVENTS).unlink(missing_ok=True)
-        shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
+        for left in self.path.glob(f"{CHECKPOINTS}/.step-*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
+        if not goes_on:
+            (self.path / EVENTS).unlink(missing_ok=True)
+            shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
         write_whole(self.path / JOB, job_toml({**job, IDENTITY: self._identity}))
         self._write_json(ENVIRONMENT, environment)
         self.write_status(RUNNING, epochs=epochs)

@@ -101,6 +101,21 @@ def mean_over_samples(
     return summed
 
 
+def refuse_trainable(loss: object, model: torch.nn.Module) -> None:
+    """A loss of the user's may hold the model, but nothing else that would have to be trained.
+
+    Raises:
+        ConfigError: it has a trainable parameter that is not the model's.
+    """
+    known = {id(parameter) for parameter in model.parameters()}
+    for name, parameter in loss.named_parameters() if isinstance(loss, torch.nn.Module) else ():
+        if parameter.requires_grad and id(parameter) not in known:
+            raise ConfigError(
+                f"the loss has a trainable parameter {name}, and gradients are summed for those of "
+                "the model alone: make it a parameter of the model"
+            )
+
+
 def _is_of_torch(module: torch.nn.Module) -> bool:
     return type(module).__module__ == "torch.nn.modules.loss"
 

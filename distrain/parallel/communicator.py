@@ -73,3 +73,17 @@ class TorchCommunicator:
         distributed.broadcast(local, src=0)
         with torch.no_grad():
             tensor.copy_(local)
+
+
+def broadcast_bytes(content: bytes, communicator: Communicator, device: torch.device) -> bytes:
+    """Rank 0's bytes, on every worker; what the others pass is not looked at."""
+    if communicator.world_size == 1:
+        return content
+    size = torch.tensor([len(content)], dtype=torch.int64, device=device)
+    communicator.broadcast(size)
+    payload = torch.zeros(int(size.item()), dtype=torch.uint8, device=device)
+    if communicator.rank == 0 and content:
+        payload.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    if len(payload):
+        communicator.broadcast(payload)
+    return payload.cpu().numpy().tobytes()

@@ -226,7 +226,8 @@ def test_the_digest_of_a_folder_is_that_of_its_manifest(folder: Path, tmp_path: 
     ("arrays", "classes", "message"),
     [
         ({"x": np.ones(3), "y": np.ones(4)}, {}, "must have the same .* {'x': 3, 'y': 4}"),
-        ({}, {}, "must have the same number of rows, these have {}"),
+        ({}, {}, "a data set needs at least one row, and arrays has none"),
+        ({"x": np.zeros((0, 2))}, {}, "a data set needs at least one row"),
         ({"x": np.array(["a"])}, {}, "column 'x' has dtype <U1; numbers are wanted"),
         ({"x": np.array([1j])}, {}, "column 'x' has dtype complex128; numbers are wanted"),
         ({"y": np.ones(3)}, {"y": ["a"]}, r"label column 'y' must be .* not float64 of shape \(3"),

@@ -43,7 +43,7 @@ def with_fields(**sections: dict[str, Any]) -> dict[str, Any]:
     ("raw", "message"),
     [
         (SMALLEST | {"optimiser": {}}, r"unknown field optimiser: did you mean optimizer\?"),
-        (SMALLEST | {"zzz": 1}, "unknown field zzz: known are data, early_stopping, loss, model"),
+        (SMALLEST | {"zzz": 1}, "unknown field zzz: known are checkpoint, data, early_stop"),
         (with_fields(data={"input": "x"}), r"unknown field data\.input: did you mean inputs\?"),
         (with_fields(model={"built": "x"}), r"unknown field model\.built: did you mean build\?"),
         (with_fields(run={"sed": 1}), r"unknown field run\.sed: did you mean seed"),

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 
 from data_pipeline import StorageError
-from distrain.coordinator import progress
+from distrain.coordinator import observers, progress
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.observers import (
     Ending,
@@ -137,8 +137,11 @@ def test_a_log_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None
         EventLog(tmp_path / "absent")
 
 
-def test_a_disk_that_fills_while_the_run_goes_on_is_a_storage_error(tmp_path: Path) -> None:
+def test_a_disk_that_fills_while_the_run_goes_on_is_a_storage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "events.jsonl").symlink_to("/dev/full")
+    monkeypatch.setattr(observers, "write_whole", lambda _path, _content: None)
     log = EventLog(tmp_path)
     with pytest.raises(StorageError, match=r"cannot write .*events\.jsonl: No space left"):
         log.step(step_result(0))

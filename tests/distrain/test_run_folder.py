@@ -37,7 +37,7 @@ def open_folder(path: Path, *, fresh: bool = False, **changes: object) -> RunFol
 
 def begun(path: Path, *, fresh: bool = False, job: Mapping[str, Any] | None = None) -> RunFolder:
     folder = open_folder(path, fresh=fresh)
-    folder.begin(job or {}, {"torch": "2"}, epochs=3)
+    folder.begin(job or {}, {"torch": "2"}, epochs=3, goes_on=False)
     return folder
 
 

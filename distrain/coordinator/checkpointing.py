@@ -1,0 +1,195 @@
+"""When a run's state is written, what is kept of it, and how all workers take it up again."""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from data_pipeline.errors import StorageError
+from distrain.config import near_names
+from distrain.coordinator.checkpoint import (
+    CheckpointContents,
+    folder_name,
+    steps_in,
+    write_checkpoint,
+)
+from distrain.coordinator.early_stopping import beats
+from distrain.coordinator.observers import EpochRecord
+from distrain.coordinator.run_state import RunState, load_optimizer, optimizer_tensors
+from distrain.errors import ConfigError
+from distrain.parallel.communicator import broadcast_bytes
+from distrain.parallel.world import World
+
+MODEL, OPTIMIZER, BEST = "model", "optimizer", "best"
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """When a run's state is written, and which states are kept.
+
+    Attributes:
+        every_steps: Write after every so many steps.
+        every_seconds: Write when so many seconds have passed since the last time.
+        keep_last: Keep the newest so many.
+        keep_best: Keep the so many best as well, taken at the ends of epochs.
+        monitor: What makes one better: `loss`, a metric, or one with `val_`.
+        mode: Whether less or more is better; "auto" takes less for losses and errors.
+    """
+
+    every_steps: int | None = None
+    every_seconds: float | None = 300.0
+    keep_last: int = 2
+    keep_best: int = 0
+    monitor: str = "val_loss"
+    mode: Literal["auto", "min", "max"] = "auto"
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.every_steps is not None and self.every_steps < 1:
+            raise ConfigError(f"checkpoint.every_steps is {self.every_steps}; it must be 1 or more")
+        if self.every_seconds is not None and not self.every_seconds >= 0:
+            raise ConfigError(
+                f"checkpoint.every_seconds is {self.every_seconds}; it must be 0 or more"
+            )
+        if self.keep_last < 1 or self.keep_best < 0:
+            raise ConfigError(
+                f"checkpoint.keep_last is {self.keep_last} and keep_best {self.keep_best}; they "
+                "must be at least 1 and 0"
+            )
+        if self.mode not in ("auto", "min", "max"):
+            raise ConfigError(f'checkpoint.mode is {self.mode!r}; give "auto", "min" or "max"')
+
+    def check(self, known: Sequence[str]) -> None:
+        """Refuses a score that no epoch will have.
+
+        Raises:
+            ConfigError: lists the near names.
+        """
+        if self.keep_best and self.monitor not in known:
+            raise ConfigError(
+                f"checkpoint.keep_best goes by {self.monitor!r}, which this run does not measure; "
+                f"{near_names(self.monitor, known)}"
+            )
+
+
+def best_steps(policy: Checkpoint, epochs: Sequence[EpochRecord]) -> list[int]:
+    """The steps of the best epochs' ends, the best first; ties go to the earlier, NaN never."""
+    best: list[EpochRecord] = []
+    for record in epochs if policy.keep_best else ():
+        score = record.scores[policy.monitor]
+        if math.isnan(score):
+            continue
+        place = len(best)
+        while place and beats(
+            policy.monitor, policy.mode, score, best[place - 1].scores[policy.monitor]
+        ):
+            place -= 1
+        best.insert(place, record)
+    return [record.step for record in best[: policy.keep_best]]
+
+
+def superfluous_steps(
+    policy: Checkpoint, steps: Sequence[int], epochs: Sequence[EpochRecord]
+) -> list[int]:
+    """Which of the steps that there are checkpoints of need not be kept."""
+    kept = {*sorted(steps)[-policy.keep_last :], *best_steps(policy, epochs)}
+    return [step for step in steps if step not in kept]
+
+
+def contents(
+    state: RunState, model: torch.nn.Module, optimizer: torch.optim.Optimizer, best: Tensors
+) -> CheckpointContents:
+    """All of a run's state, as a checkpoint holds it."""
+    tensors, numbers = optimizer_tensors(optimizer)
+    groups: dict[str, Tensors] = {MODEL: model.state_dict(), OPTIMIZER: tensors}
+    if best:
+        groups[BEST] = best
+    return CheckpointContents(groups, {"run": state.to_json(), "optimizer": numbers})
+
+
+class CheckpointKeeper:
+    """Rank 0's part: writes what is due, and removes what is superfluous."""
+
+    def __init__(self, policy: Checkpoint, root: Path) -> None:
+        """`root` is the run's `checkpoints` folder; it need not exist."""
+        self._policy, self._root = policy, root
+        self._last = time.monotonic()
+
+    def is_due(self, state: RunState) -> bool:
+        """Whether the state after this step is to be written."""
+        policy = self._policy
+        if policy.every_steps is not None and state.step % policy.every_steps == 0:
+            return True
+        if (
+            policy.every_seconds is not None
+            and time.monotonic() - self._last >= policy.every_seconds
+        ):
+            return True
+        at_epochs_end = bool(state.epochs) and state.epochs[-1].step == state.step
+        return at_epochs_end and state.step in best_steps(policy, state.epochs)
+
+    def write(self, state: RunState, written: CheckpointContents) -> Path:
+        """Writes a checkpoint, then removes those that need not be kept.
+
+        Raises:
+            StorageError: it could not be written; the earlier ones stand.
+        """
+        self._last = time.monotonic()
+        folder = write_checkpoint(self._root, state.step, written)
+        for step in superfluous_steps(self._policy, steps_in(self._root), state.epochs):
+            _remove(self._root / folder_name(step))
+        return folder
+
+
+def _remove(folder: Path) -> None:
+    """Takes a checkpoint's name away first, so that no half of one is ever found under it."""
+    aside = folder.with_name(f".{folder.name}.partial")
+    try:
+        folder.rename(aside)
+        for path in aside.iterdir():
+            path.unlink()
+        aside.rmdir()
+    except OSError as error:
+        raise StorageError(f"cannot remove the old checkpoint {folder}: {error}") from error
+
+
+def take_up(
+    found: CheckpointContents | None,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    world: World,
+) -> tuple[RunState, dict[str, torch.Tensor]]:
+    """Sets every worker's state from the checkpoint that rank 0 has read, if it has.
+
+    Returns:
+        The run's state, and the best weights so far.
+    """
+    encoded = b"" if found is None else json.dumps(found.state).encode()
+    state = broadcast_bytes(encoded, world.communicator, world.device)
+    if not state:
+        return RunState(), {}
+    values = json.loads(state)
+    groups = {group: _broadcast_group(group, found, world) for group in (MODEL, OPTIMIZER, BEST)}
+    model.load_state_dict(groups[MODEL])
+    load_optimizer(optimizer, groups[OPTIMIZER], values["optimizer"])
+    return RunState.from_json(values["run"]), groups[BEST]
+
+
+def _broadcast_group(
+    group: str, found: CheckpointContents | None, world: World
+) -> dict[str, torch.Tensor]:
+    encoded = b"" if found is None else save_safetensors(dict(found.tensors.get(group, {})))
+    received = broadcast_bytes(encoded, world.communicator, world.device)
+    # Cloned: tensors that lie in the received bytes are not aligned (rule 16).
+    return {
+        name: tensor.clone().to(world.device) for name, tensor in load_safetensors(received).items()
+    }

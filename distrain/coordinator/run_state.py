@@ -1,0 +1,149 @@
+"""Where a run stands between two steps: together with weights and optimizer, all of its state.
+
+Nothing random is in it: every draw is keyed by seed, step and position. The position in the data is
+the number of steps done.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from distrain.coordinator.early_stopping import Progress, Verdict
+from distrain.coordinator.ledger import LedgerTotals
+from distrain.coordinator.observers import EpochRecord, finite_or_none
+from distrain.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The coordinator's part of a run's state.
+
+    Attributes:
+        step: Steps done.
+        progress: Early stopping's.
+        stopped: Early stopping has ended the run.
+        epochs: A record of each epoch done.
+        totals: The ledger's totals over the steps of the epoch in hand; None at its begin.
+    """
+
+    step: int = 0
+    progress: Progress = field(default_factory=Progress)
+    stopped: bool = False
+    epochs: tuple[EpochRecord, ...] = ()
+    totals: LedgerTotals | None = None
+
+    def after_step(self, totals: LedgerTotals) -> "RunState":
+        """The state after one more step."""
+        summed = totals if self.totals is None else self.totals + totals
+        return replace(self, step=self.step + 1, totals=summed)
+
+    def after_epoch(self, record: EpochRecord, verdict: Verdict) -> "RunState":
+        """The state after an epoch's last step and its evaluation."""
+        return replace(
+            self,
+            progress=verdict.progress,
+            stopped=verdict.stop,
+            epochs=(*self.epochs, record),
+            totals=None,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; floats come back bit for bit."""
+        return {
+            "step": self.step,
+            "best": finite_or_none(self.progress.best),
+            "best_epoch": self.progress.best_epoch,
+            "waited": self.progress.waited,
+            "stopped": self.stopped,
+            "epochs": [_record_to_json(record) for record in self.epochs],
+            "totals": None if self.totals is None else _totals_to_json(self.totals),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "RunState":
+        """The state that `to_json` gave."""
+        return cls(
+            step=values["step"],
+            progress=Progress(_float(values["best"]), values["best_epoch"], values["waited"]),
+            stopped=values["stopped"],
+            epochs=tuple(record_from_json(record) for record in values["epochs"]),
+            totals=None if values["totals"] is None else _totals_from_json(values["totals"]),
+        )
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _record_to_json(record: EpochRecord) -> dict[str, Any]:
+    scores = {name: finite_or_none(score) for name, score in record.scores.items()}
+    return {**vars(record), "scores": scores}
+
+
+def record_from_json(values: Mapping[str, Any]) -> EpochRecord:
+    """An epoch's record from plain values, a score that is null being NaN."""
+    scores = {name: _float(score) for name, score in values["scores"].items()}
+    return EpochRecord(**{**values, "scores": scores})
+
+
+def _totals_to_json(totals: LedgerTotals) -> dict[str, Any]:
+    return {
+        "loss_sum": totals.loss_sum,
+        "weight": totals.weight,
+        "num_samples": totals.num_samples,
+        "metric_sums": totals.metric_sums.tolist(),
+        "metric_counts": totals.metric_counts.tolist(),
+    }
+
+
+def _totals_from_json(values: Mapping[str, Any]) -> LedgerTotals:
+    return LedgerTotals(
+        loss_sum=values["loss_sum"],
+        weight=values["weight"],
+        num_samples=values["num_samples"],
+        present=(),
+        metric_sums=torch.tensor(values["metric_sums"], dtype=torch.float64),
+        metric_counts=torch.tensor(values["metric_counts"], dtype=torch.int64),
+    )
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer,
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """An optimizer's state as tensors and numbers, each under `PARAMETER.NAME`.
+
+    Raises:
+        ConfigError: the optimizer keeps something that is neither.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, float] = {}
+    for parameter, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if torch.is_tensor(value):
+                tensors[f"{parameter}.{name}"] = value
+            elif isinstance(value, (bool, int, float)):
+                numbers[f"{parameter}.{name}"] = value
+            elif value is not None:
+                raise ConfigError(
+                    f"{type(optimizer).__name__} keeps a {type(value).__name__} as {name!r}: a "
+                    "checkpoint takes tensors and numbers; run without one, or with another "
+                    "optimizer"
+                )
+    return tensors, numbers
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, float],
+) -> None:
+    """Sets an optimizer's state; its groups' settings stay, being the job's."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in (*tensors.items(), *numbers.items()):
+        parameter, _, name = key.partition(".")
+        state.setdefault(int(parameter), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -200,8 +200,8 @@ class Trainer:
         ) as recording:
             if recording.is_finished(epochs):
                 return recording.load_result(self.model)
-            state, best = recording.take_up(self.model, self.optimizer)
             last = epochs * plan.steps_per_epoch
+            state, best = recording.take_up(self.model, self.optimizer, last)
             recording.begin(plan, epochs, self._checkpoint)
             with self._loader(train, recipe, plan, range(state.step, last), prefetch) as batches:
                 best = self._loop(

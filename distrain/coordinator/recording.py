@@ -121,7 +121,7 @@ class Recording:
         return History(epochs, best, result)
 
     def take_up(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, last_step: int
     ) -> tuple[RunState, dict[str, torch.Tensor]]:
         """Sets model and optimizer as the newest good checkpoint says, on every rank.
 
@@ -131,12 +131,18 @@ class Recording:
 
         Raises:
             StorageError: there are checkpoints, and none is good.
+            ConfigError: the run has gone beyond `last_step`.
         """
         newest = newest_checkpoint(self._folder.checkpoints) if self._folder else None
-        self._damaged = newest.damaged if newest else []
-        self._state, best = take_up(
-            newest.contents if newest else None, model, optimizer, self._world
-        )
+        if newest is not None and newest.step > last_step:
+            raise ConfigError(
+                f"the run stands after step {newest.step}, and {last_step} steps are asked for: "
+                "give more epochs, name another folder with --run.dir, or start with --fresh, "
+                "which moves it aside"
+            )
+        found = None if newest is None else newest.contents
+        self._damaged = [] if newest is None else newest.damaged
+        self._state, best = take_up(found, model, optimizer, self._world)
         return self._state, best
 
     def begin(self, plan: BatchPlan, epochs: int, policy: Checkpoint | None) -> None:

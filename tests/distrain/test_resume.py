@@ -18,6 +18,7 @@ from torch import nn
 
 import distrain
 from data_pipeline import Dataset, StorageError, augment
+from distrain.errors import ConfigError
 from distrain.parallel.replicas import weights_digest
 from distrain.step import Columns, MicroBatchResult
 from tests.conftest import ROOT, Completed, clean_environment
@@ -50,7 +51,12 @@ class PowerCutError(Exception):
 
 
 def fit(
-    digits: Path, folder: Path, *, cut_at: int | None = None, **options: Any
+    digits: Path,
+    folder: Path,
+    *,
+    cut_at: int | None = None,
+    epochs: int = EPOCHS,
+    **options: Any,
 ) -> distrain.Trainer:
     """Trains with a checkpoint every second step; cut off in step `cut_at`, counted from 0."""
     calls = 0
@@ -85,7 +91,7 @@ def fit(
     trainer.fit(
         Dataset(digits),
         Dataset(digits, "validation"),
-        epochs=EPOCHS,
+        epochs=epochs,
         global_batch=256,
         augment=[augment.Shift(1)],
     )
@@ -159,6 +165,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     (damaged,) = [event for event in events(tmp_path / "run") if event["event"] == "damaged"]
     assert f"{file} is damaged" in damaged["text"]
     assert (tmp_path / "run" / "checkpoints" / "damaged-step-000000008-1").is_dir()
+
+
+def test_a_run_that_stands_beyond_what_is_asked_for_is_not_cut_back(
+    digits: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(PowerCutError):
+        fit(digits, tmp_path / "run", cut_at=20)
+    with pytest.raises(ConfigError, match="stands after step 20, and 18 steps are asked for"):
+        fit(digits, tmp_path / "run", epochs=3)
 
 
 def test_with_all_checkpoints_damaged_the_run_is_not_done_over_silently(

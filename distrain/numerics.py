@@ -33,6 +33,11 @@ def micro_batch_seed(run_seed: int, step: int, micro_batch: int) -> int:
     return derive_key("micro-batch", run_seed, step, micro_batch) >> (128 - _SEED_BITS)
 
 
+def update_seed(run_seed: int, step: int) -> int:
+    """The seed for what an optimizer draws in a step, the same on every worker."""
+    return derive_key("update", run_seed, step) >> (128 - _SEED_BITS)
+
+
 def evaluation_seed(run_seed: int, micro_batch: int) -> int:
     """The seed for one micro-batch of an evaluation, the same at every evaluation."""
     return derive_key("evaluation", run_seed, micro_batch) >> (128 - _SEED_BITS)

@@ -12,7 +12,8 @@ from distrain.coordinator.ledger import Ledger, LedgerTotals
 from distrain.coordinator.metrics import MetricSet
 from distrain.errors import NonFiniteError, ProgramError
 from distrain.learn.schedules import Schedule
-from distrain.numerics import aligned, micro_batch_seed, seed_generators
+from distrain.numerics import aligned, micro_batch_seed, seed_generators, update_seed
+from distrain.parallel.forward_guard import ForwardGuard
 from distrain.parallel.gradients import FlatGradients
 from distrain.parallel.payload import Payload, PayloadLayout
 from distrain.parallel.reduction import TreeReduction
@@ -82,6 +83,7 @@ class TrainingStep:
         self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self._gradients = FlatGradients(model)
         self._statistics = RunningStatistics(model)
+        self._guard = ForwardGuard(model, self._statistics.covered)
         self._ledger = Ledger(metrics, num_parameters=len(self._gradients.names))
         self._layout = PayloadLayout(
             self._ledger.num_float64,
@@ -98,9 +100,11 @@ class TrainingStep:
             NonFiniteError: on all workers alike; the weights are those before the step.
         """
         self._statistics.begin()
+        self._guard.begin()
         owned = self._reduction.begin(batch.num_micro_batches)
         for micro_batch in owned:
             self._reduction.push(self._compute(batch, owned, micro_batch, columns))
+        self._guard.check()
         total = self._reduction.sum()
         totals = self._ledger.read(total)
         flat = total.float32[: self._gradients.num_floats]
@@ -116,6 +120,8 @@ class TrainingStep:
         self._statistics.apply(total.float32[self._gradients.num_floats :])
         self._gradients.assign(flat, totals.present)
         lr = self._set_learning_rate(batch.step)
+        # An optimizer may draw too; the generators are where the last own micro-batch left them.
+        seed_generators(update_seed(self._seed, batch.step), self._world.device)
         self.optimizer.step()
         return StepResult(batch, totals, norm, lr)
 

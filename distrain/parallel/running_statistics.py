@@ -8,11 +8,17 @@ evaluation mode is frozen: nothing of it moves.
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
-from distrain.errors import ConfigError, ProgramError
+from distrain.errors import ConfigError
 
 
 class RunningStatistics:
-    """The buffers that a training step changes by a known rule, and a guard over all others."""
+    """The buffers that a training step changes by a known rule.
+
+    Attributes:
+        covered: Their `id`s.
+        has_batch_norm: Whether there is a batch norm among the modules.
+        num_floats: float32 words that they take in a payload.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
         """Finds the buffers.
@@ -46,11 +52,7 @@ class RunningStatistics:
                     known.add(id(module.num_batches_tracked))
                     self._counters.append(module.num_batches_tracked)
                     self._counter_owners.append(module)
-        self._others = [
-            (name, buffer) for name, buffer in model.named_buffers() if id(buffer) not in known
-        ]
-        self._versions = [buffer._version for _, buffer in self._others]
-        self._model = model
+        self.covered = frozenset(known)
         self._at_begin: list[torch.Tensor] = []
         self.num_floats = sum(buffer.numel() for buffer in self._means)
 
@@ -74,12 +76,7 @@ class RunningStatistics:
             out *= share
 
     def apply(self, total: torch.Tensor) -> None:
-        """Sets the statistics from the sum over all micro-batches; one update is counted.
-
-        Raises:
-            ProgramError: a forward pass changed a buffer that no rule covers.
-        """
-        self._refuse_others()
+        """Sets the statistics from the sum over all micro-batches; one update is counted."""
         if not self._at_begin:
             return
         at = 0
@@ -93,15 +90,3 @@ class RunningStatistics:
         ):
             if module.training:
                 counter.copy_(start + 1)
-
-    def _refuse_others(self) -> None:
-        if not self._others:
-            return
-        current = dict(self._model.named_buffers())
-        for (name, buffer), version in zip(self._others, self._versions, strict=True):
-            if current.get(name) is not buffer or buffer._version != version:
-                raise ProgramError(
-                    f"the forward pass changed the buffer {name}, and there is no rule how the "
-                    "changes of several micro-batches make one: keep such state out of the "
-                    "forward pass (spectral norm: use its parametrized weight in eval mode)"
-                )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from distrain.errors import ConfigError, ProgramError
+from distrain.errors import ConfigError
 from distrain.parallel.running_statistics import RunningStatistics
 
 Update = dict[str, torch.Tensor]
@@ -155,52 +155,3 @@ def test_torchs_synchronised_batch_norm_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.SyncBatchNorm(2))
     with pytest.raises(ConfigError, match=r"^1 is torch's SyncBatchNorm, .* use BatchNorm"):
         RunningStatistics(model)
-
-
-class Counting(nn.Module):
-    """Counts its calls in a buffer, in place or by a new tensor."""
-
-    calls: torch.Tensor
-
-    def __init__(self, *, in_place: bool) -> None:
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(()))
-        self.in_place = in_place
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.in_place:
-            self.calls += 1
-        else:
-            self.calls = self.calls + 1
-        return x
-
-
-@pytest.mark.parametrize("in_place", [True, False])
-@pytest.mark.parametrize("beside_a_norm", [True, False])
-def test_a_buffer_that_a_forward_pass_changes_is_refused_by_name(
-    in_place: bool, beside_a_norm: bool
-) -> None:
-    first = nn.BatchNorm1d(2) if beside_a_norm else nn.Identity()
-    model = nn.Sequential(first, Counting(in_place=in_place))
-    with pytest.raises(ProgramError, match=r"changed the buffer 1\.calls"):
-        one_step(model, [torch.randn(4, 2)])
-
-
-def test_spectral_norms_vectors_are_refused_by_name() -> None:
-    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)))
-    with pytest.raises(ProgramError, match=r"changed the buffer 0\.parametrizations\.weight"):
-        one_step(model, [torch.randn(4, 3)])
-
-
-def test_a_buffer_that_is_only_read_is_no_fault() -> None:
-    class Scaled(nn.Module):
-        scale: torch.Tensor
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("scale", torch.ones(2))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * self.scale
-
-    one_step(nn.Sequential(Scaled(), nn.BatchNorm1d(2)), [torch.randn(4, 2)])

@@ -137,6 +137,18 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+class Langevin(torch.optim.SGD):
+    """An optimizer that draws: noise on each update."""
+
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.add_(torch.randn_like(parameter), alpha=0.01)
+        return loss
+
+
 def own_loss(outputs: torch.Tensor, target: torch.Tensor) -> LossResult:
     """A loss whose weight differs by sample."""
     weights = 1.0 + target.float()
@@ -198,6 +210,7 @@ def main(out: Path) -> None:
         "weighted_ignored": train(dropout_net, sgd, data=make_data(ignored=True), loss=weighted),
         "own_loss": train(batch_norm_net, adam, loss=own_loss),
         "own_step": train(batch_norm_net, sgd, micro_batch_step=noisy_step),
+        "drawing_optimizer": train(dropout_net, lambda p: Langevin(p, lr=0.1)),
         "clip_value": train(dropout_net, sgd, clip_norm=None, clip_value=0.01),
         "early_stopping": train(
             dropout_net, sgd, early_stopping=distrain.EarlyStopping("val_loss", restore_best=True)

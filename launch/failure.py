@@ -54,7 +54,9 @@ def report_of(error: BaseException, rank: int, time_ns: int) -> Report:
         text = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])])
     else:
         text = "".join(traceback.format_exception(error)).rstrip()
-    lost = isinstance(error, (RuntimeError, OSError)) and bool(_LOST_PEER.search(str(error)))
+    lost = isinstance(error, RuntimeError) and bool(_LOST_PEER.search(str(error)))
+    if lost:
+        text = f"the connection to another worker was lost; did it end early? ({error})"
     code = ExitCode.WORKER_LOST if lost else exit_code_of(error)
     return Report(rank, time_ns, int(code), text, lost_peer=lost)
 
@@ -72,7 +74,7 @@ def read_reports(folder: Path) -> list[Report]:
 
 
 def first_cause(reports: Sequence[Report], exit_codes: Mapping[int, int]) -> Cause:
-    """The cause: the earliest error that is not the loss of a peer, else a worker that was killed.
+    """The cause: the earliest error that is not the loss of a peer, else who went without a word.
 
     Args:
         reports: Of the workers that left one.
@@ -83,12 +85,21 @@ def first_cause(reports: Sequence[Report], exit_codes: Mapping[int, int]) -> Cau
     if own:
         return Cause(own[0].rank, own[0].exit_code, own[0].text)
     reported = {report.rank for report in reports}
-    silent = {rank: code for rank, code in exit_codes.items() if rank not in reported}
-    for rank, code in sorted(silent.items()):
-        if code < 0:
-            text = f"worker {rank} was killed by {signal.Signals(-code).name}"
-            return Cause(rank, ExitCode.WORKER_LOST, text)
+    silent = sorted((rank, code) for rank, code in exit_codes.items() if rank not in reported)
+    # Once one has failed, the agent ends the others by SIGTERM: that is the last to be a cause.
+    killed = [(rank, code) for rank, code in silent if code < 0 and code != -signal.SIGTERM]
+    left = [(rank, code) for rank, code in silent if code > 0]
+    for rank, code in (*killed, *left):
+        return _silent_cause(rank, code)
     if ordered:
         return Cause(ordered[0].rank, ordered[0].exit_code, ordered[0].text)
-    rank, code = min(silent.items(), default=(0, int(ExitCode.WORKER_LOST)))
-    return Cause(rank, code, f"worker {rank} ended with exit code {code}")
+    for rank, code in silent:
+        return _silent_cause(rank, code)
+    return Cause(0, ExitCode.WORKER_LOST, "a worker was lost")
+
+
+def _silent_cause(rank: int, code: int) -> Cause:
+    if code > 0:
+        return Cause(rank, code, f"worker {rank} ended with exit code {code} and said nothing")
+    name = signal.Signals(-code).name
+    return Cause(rank, ExitCode.WORKER_LOST, f"worker {rank} was killed by {name}")

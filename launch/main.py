@@ -1,6 +1,7 @@
 """The `distrain` command."""
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -40,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         cause = Cause(0, exit_code_of(error), str(error))
     except KeyboardInterrupt:
         cause = Cause(0, ExitCode.CTRL_C, "interrupted")
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        cause = None
     except Exception:  # noqa: BLE001 - a fault of ours: shown whole, with the code for it
         cause = Cause(0, ExitCode.FAULT, traceback.format_exc().rstrip())
     if cause is None:

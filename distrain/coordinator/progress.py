@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a bar on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -15,6 +16,15 @@ from distrain.step import StepResult
 REFRESH_PER_S = 4
 LINE_EVERY_S = 10.0
 """On no terminal, a line is due after this long within an epoch."""
+
+
+def say(text: str) -> None:
+    """Prints; where nobody reads any more (`| head`), the run goes on unseen."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # What is still buffered would raise again when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def score_text(scores: Mapping[str, float]) -> str:
@@ -137,7 +147,7 @@ class PlainLines:
         """The summary is the caller's."""
 
     def _say(self, line: str) -> None:
-        print(line, flush=True)
+        say(line)
         self._last = time.monotonic()
 
 

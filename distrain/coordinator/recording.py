@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -29,7 +28,7 @@ from distrain.coordinator.observers import (
     TensorBoardLog,
     finite_or_none,
 )
-from distrain.coordinator.progress import progress_observer, score_lines
+from distrain.coordinator.progress import progress_observer, say, score_lines
 from distrain.coordinator.run_folder import (
     DONE,
     FAILED,
@@ -115,7 +114,7 @@ class Recording:
             if self._show:
                 scores = score_lines(epochs[-1]) if epochs else []
                 lines = ["this run is finished already", *scores, f"result: {result}"]
-                print("\n".join(lines), flush=True)
+                say("\n".join(lines))
         for tensor in model.state_dict().values():
             self._world.communicator.broadcast(tensor)
         return History(epochs, best, result)
@@ -258,14 +257,16 @@ class Recording:
         last = self._state.epochs[-1]
         seconds = time.monotonic() - self._began
         workers = "1 worker" if self._world.size == 1 else f"{self._world.size} workers"
-        print(f"{reason} after epoch {last.epoch}, {last.step} steps, {seconds:.1f} s, {workers}")
-        print("\n".join(score_lines(last)))
+        lines = [
+            f"{reason} after epoch {last.epoch}, {last.step} steps, {seconds:.1f} s, {workers}",
+            *score_lines(last),
+        ]
         if best is not None and best != last.epoch:
-            print(f"best was epoch {best}" + (", whose weights are restored" if restored else ""))
-            print("\n".join(score_lines(self._state.epochs[best - 1])))
+            lines.append(f"best was epoch {best}" + (", whose weights are restored" * restored))
+            lines += score_lines(self._state.epochs[best - 1])
         if result is not None:
-            print(f"result: {result}")
-        sys.stdout.flush()
+            lines.append(f"result: {result}")
+        say("\n".join(lines))
 
 
 @contextmanager

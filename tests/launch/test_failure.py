@@ -30,7 +30,16 @@ def test_a_killed_worker_is_the_cause_where_the_others_lost_their_peer() -> None
 
 
 def test_a_worker_that_leaves_without_a_word_is_named_with_its_code() -> None:
-    assert first_cause([], {3: 5}).text == "worker 3 ended with exit code 5"
+    lost = report(0, 100, lost_peer=True, code=69)
+    cause = first_cause([lost], {0: 69, 3: 5})
+    assert (cause.rank, cause.exit_code) == (3, 5)
+    assert cause.text == "worker 3 ended with exit code 5 and said nothing"
+
+
+def test_the_agents_own_sigterm_is_no_cause_where_there_is_another() -> None:
+    lost = report(0, 100, lost_peer=True, code=69)
+    assert first_cause([lost], {0: 69, 1: -15}).rank == 0
+    assert first_cause([], {1: -15}).text == "worker 1 was killed by SIGTERM"
 
 
 def test_errors_for_the_user_are_told_without_a_traceback() -> None:

@@ -57,7 +57,20 @@ def test_a_run_says_how_it_goes_and_where_its_result_is(
     assert again.stdout.startswith("this run is finished already")
 
 
-Case = tuple[list[object], int, str]
+def test_a_run_goes_on_where_nobody_reads_its_lines_any_more(digits: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "launch.main", "train", str(JOB), "--data.path", str(digits)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [*command, "--run.dir", str(tmp_path / "run"), *SHORT, "--workers", "1"],
+        env=clean_environment(),
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (tmp_path / "run" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(

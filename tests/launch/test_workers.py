@@ -39,6 +39,20 @@ def test_a_scripts_own_exit_code_is_passed_on(distrain: Run) -> None:
         assert "the program ended with exit code 7" in done.stderr
 
 
+def test_a_worker_that_leaves_without_a_word_is_named_with_its_exit_code(distrain: Run) -> None:
+    done = distrain("launch", "--workers", 2, PROGRAMS / "failing.py", "leave", 1)
+    assert done.returncode == 3
+    assert "(rank 1): worker 1 ended with exit code 3 and said nothing" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_worker_that_ends_early_is_no_success(distrain: Run) -> None:
+    done = distrain("launch", "--workers", 2, PROGRAMS / "failing.py", "end", 1)
+    assert done.returncode == 69
+    assert "the connection to another worker was lost; did it end early?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_an_error_for_the_user_is_told_without_a_traceback(distrain: Run) -> None:
     done = distrain("launch", "--workers", 2, PROGRAMS / "failing.py", "config", 0)
     assert done.returncode == 78

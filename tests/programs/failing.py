@@ -1,6 +1,6 @@
 """A program that fails in one of its workers, or waits to be stopped.
 
-Usage: failing.py raise|kill|exit|config RANK, or failing.py wait FILE
+Usage: failing.py raise|kill|exit|leave|end|config RANK, or failing.py wait FILE
 """
 
 import os
@@ -20,6 +20,10 @@ def fail_here(how: str) -> None:
         raise ValueError(f"planted in rank {os.environ['RANK']}")
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if how == "leave":
+        os._exit(3)
+    if how == "end":
+        sys.exit(0)
     if how == "config":
         raise ConfigError("epochs is 0: give 1 or more")
     sys.exit(7)

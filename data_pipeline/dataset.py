@@ -49,6 +49,8 @@ class Dataset:
         self.statistics = manifest.statistics
         self._root: Path | None = root
         self.part, self._shards = part, manifest.parts[part].shards
+        if not manifest.parts[part].rows:
+            raise DataError(f"part {part!r} of {root} has no rows: write the data set anew")
         mapped = [map_shard(root, shard, manifest.columns) for shard in self._shards]
         self._set_blocks({name: [shard[name] for shard in mapped] for name in self.columns})
 

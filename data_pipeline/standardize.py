@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.dataset import Dataset
+from data_pipeline.errors import DataError
 from data_pipeline.statistics import statistics_axis
 
 
@@ -40,12 +41,19 @@ def standardization(dataset: Dataset, name: str, *, scaled: bool) -> Standardiza
     if not scaled:
         one, zero = np.ones((), np.float32), np.zeros((), np.float32)
         return Standardization(one, zero) if dtype == np.uint8 else None
-    statistics = dataset.statistics[name]
+    statistics = dataset.statistics.get(name)
+    axis = statistics_axis(column.shape)
+    wanted = 1 if axis is None else column.shape[axis - 1]
+    if statistics is None or not len(statistics.mean) == len(statistics.std) == wanted:
+        raise DataError(
+            f"{dataset.name}: the manifest lacks the mean and standard deviation of column "
+            f"{name!r}, or they are not {wanted}: write the data set anew, or set standardize "
+            "to false"
+        )
     mean = np.asarray(statistics.mean, dtype=np.float64)
     std = np.asarray(statistics.std, dtype=np.float64)
     scale = 1.0 / np.where(std > 0.0, std, 1.0)
     shape = [1] * (len(column.shape) + 1)
-    axis = statistics_axis(column.shape)
     if axis is not None:
         shape[axis] = -1
     return Standardization(

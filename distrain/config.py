@@ -48,6 +48,10 @@ METRICS = (
 """Metrics by name; precision, recall and f1 without `_micro` are macro averages over classes."""
 
 
+MOST_BATCH = 10_000_000
+MOST_PREFETCH = 1_000
+
+
 def near_names(name: str, known: Collection[str]) -> str:
     """A hint for a name that is not known: the near ones, or all where none is near."""
     near = get_close_matches(name, known, n=3)
@@ -115,7 +119,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        _at_least("data.prefetch", self.prefetch, 1)
+        if not 1 <= self.prefetch <= MOST_PREFETCH:
+            raise ConfigError(f"data.prefetch is {self.prefetch}; give 1 to {MOST_PREFETCH}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +151,13 @@ class LossConfig:
             raise ConfigError(
                 f"loss.class_weights and loss.label_smoothing go with cross_entropy, "
                 f"not with {self.name}: leave them out"
+            )
+        weights = self.class_weights
+        if weights is not None and not (
+            all(0.0 <= weight < math.inf for weight in weights) and any(weights)
+        ):
+            raise ConfigError(
+                f"loss.class_weights is {list(weights)}; give finite numbers from 0 on, not all 0"
             )
         if not 0.0 <= self.label_smoothing <= 1.0:
             raise ConfigError(f"loss.label_smoothing is {self.label_smoothing}; give 0 to 1")
@@ -248,6 +260,10 @@ class TrainingConfig:
         """Checks ranges, names and that micro-batches fill a global batch."""
         _at_least("training.epochs", self.epochs, 1)
         _at_least("training.global_batch", self.global_batch, 1)
+        if self.global_batch > MOST_BATCH:
+            raise ConfigError(
+                f"training.global_batch is {self.global_batch}; it can be {MOST_BATCH:,} at most"
+            )
         _above_zero("training.clip_norm", self.clip_norm)
         _above_zero("training.clip_value", self.clip_value)
         for name in self.metrics:
@@ -320,12 +336,16 @@ class Job:
 def check_micro_batch(global_batch: int, micro_batch: int) -> None:
     """Refuses a micro-batch that doesn't divide the global batch, naming the nearest that do."""
     if micro_batch < 1 or global_batch % micro_batch:
-        divisors = [size for size in range(1, global_batch + 1) if global_batch % size == 0]
-        below = [size for size in divisors if size < micro_batch][-1:]
-        above = [size for size in divisors if size > micro_batch][:1]
+        near = [
+            next((size for size in sizes if global_batch % size == 0), None)
+            for sizes in (
+                range(min(micro_batch - 1, global_batch), 0, -1),
+                range(max(micro_batch, 0) + 1, global_batch + 1),
+            )
+        ]
         raise ConfigError(
             f"a micro-batch of {micro_batch} does not divide the global batch of {global_batch}: "
-            f"take {' or '.join(map(str, below + above))}"
+            f"take {' or '.join(str(size) for size in near if size)}"
         )
 
 

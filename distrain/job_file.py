@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 import tomli_w
 
 from distrain.config import Job, near_names
 from distrain.errors import ConfigError, UsageError
+
+NONE = "none"
 
 IDENTITY = "identity"
 """A section that runs write into their own job.toml; it describes, and is not read as a setting."""
@@ -38,9 +40,14 @@ def read_job(path: Path) -> Job:
         job = job_from_mapping(raw)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    if job.run.dir is None:
-        job = dataclasses.replace(job, run=dataclasses.replace(job.run, dir=f"runs/{path.stem}"))
-    return job
+    return with_folder(job, path)
+
+
+def with_folder(job: Job, path: Path) -> Job:
+    """The job with runs/NAME for its folder, where it names none and its file is NAME.toml."""
+    if job.run.dir is not None:
+        return job
+    return dataclasses.replace(job, run=dataclasses.replace(job.run, dir=f"runs/{path.stem}"))
 
 
 def job_from_mapping(raw: Mapping[str, Any]) -> Job:
@@ -51,7 +58,7 @@ def job_from_mapping(raw: Mapping[str, Any]) -> Job:
     """
     _refuse_unknown(raw, Job, "")
     try:
-        return msgspec.convert(raw, Job, strict=True)
+        return msgspec.convert(_with_nones(raw, Job), Job, strict=True)
     except msgspec.ValidationError as error:
         message = str(error).replace("`$.", "`").replace(" - at ", ", at ")
         raise ConfigError(message) from error
@@ -64,6 +71,19 @@ def _refuse_unknown(raw: Mapping[str, Any], described: type, prefix: str) -> Non
             raise ConfigError(f"unknown field {prefix}{name}: {near_names(name, types)}")
         if dataclasses.is_dataclass(types[name]) and isinstance(value, Mapping):
             _refuse_unknown(value, types[name], f"{prefix}{name}.")
+
+
+def _with_nones(raw: Mapping[str, Any], described: type) -> dict[str, Any]:
+    """The tables with "none" read as None, where a field takes that: TOML has no word for it."""
+    found: dict[str, Any] = {}
+    types = get_type_hints(described)
+    for name, value in raw.items():
+        kind = types[name]
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
+            found[name] = _with_nones(value, kind)
+        else:
+            found[name] = None if value == NONE and type(None) in get_args(kind) else value
+    return found
 
 
 def override(job: Job, arguments: Sequence[str], *, prog: str) -> Job:
@@ -86,15 +106,21 @@ def override(job: Job, arguments: Sequence[str], *, prog: str) -> Job:
 
 
 def job_tables(job: Job) -> dict[str, Any]:
-    """The job as nested tables of plain values, fields that are None left out (TOML has none)."""
+    """The job as nested tables of plain values; a None that is the default is left out."""
+    return _tables(job)
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items() if item is not None}
-        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
-    tables: dict[str, Any] = plain(dataclasses.asdict(job))
-    return tables
+def _tables(section: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            found[field.name] = _tables(value)
+        elif value is not None:
+            found[field.name] = list(value) if isinstance(value, tuple) else value
+        elif field.default is not None:
+            found[field.name] = NONE
+    return found
 
 
 def job_toml(tables: Mapping[str, Any]) -> bytes:

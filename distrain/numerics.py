@@ -77,7 +77,8 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.inference_mode():
+        # Not inference_mode: what a module caches there could never be trained on.
+        with torch.no_grad():
             yield
     finally:
         for module, training in modes:

@@ -224,6 +224,20 @@ class TrainingStep:
         )
 
 
+def check_finite(model: torch.nn.Module, step: int) -> None:
+    """Refuses weights that an update has ruined: the next step's loss would come too late.
+
+    Raises:
+        ProgramError: names the first parameter that is not finite, on all workers alike.
+    """
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ProgramError(
+                f"parameter {name} is not finite after step {step}: lower the learning rate or the "
+                "weight decay, or clip the gradient"
+            )
+
+
 def checked_result(result: object) -> MicroBatchResult:
     """What a micro-batch step has returned, if it is what was asked for.
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,14 @@ from distrain.numerics import fix_kernels
 from distrain.parallel import world as worlds
 from distrain.parallel.replicas import ModelSource, build_model
 from distrain.parallel.split import BatchPlan
-from distrain.step import Clip, Columns, MicroBatchResult, MicroBatchStep, TrainingStep
+from distrain.step import (
+    Clip,
+    Columns,
+    MicroBatchResult,
+    MicroBatchStep,
+    TrainingStep,
+    check_finite,
+)
 
 
 class Trainer:
@@ -103,7 +111,8 @@ class Trainer:
             if limit is not None and not limit > 0:
                 raise ConfigError(f"{name} is {limit}; it must be above 0")
         self._world = worlds.join()
-        fix_kernels(compute_threads, deterministic=deterministic)
+        self._fix_kernels = partial(fix_kernels, compute_threads, deterministic=deterministic)
+        self._fix_kernels()
         self.model = build_model(model, seed, self._world)
         self.optimizer: torch.optim.Optimizer | None = None
         self._loss = SummedLoss(loss, self._world.device)
@@ -180,6 +189,7 @@ class Trainer:
             raise ConfigError(
                 f"epochs is {epochs} and global_batch {global_batch}; both must be 1 or more"
             )
+        self._fix_kernels()  # another trainer of this process may have set others
         size = default_micro_batch(global_batch) if micro_batch is None else micro_batch
         plan = BatchPlan(train.num_rows, global_batch, size, last_batch)
         plan.check_world_size(self._world.size)
@@ -187,8 +197,9 @@ class Trainer:
         recipe = self._recipe(train, shuffle=True, transforms=tuple(augment))
         metrics = self._metric_set(train)
         self._check_monitor(metrics, validation)
-        for dataset in (train, validation):
-            if verify and dataset is not None:
+        for dataset in filter(None, (train, validation)):
+            dataset.column(self._inputs), dataset.column(self._target)
+            if verify:
                 dataset.verify(rank=self._world.rank, world_size=self._world.size)
         self.optimizer = checked_optimizer(self._make_optimizer, self.model)
         step = self._training_step(self.optimizer, plan, metrics)
@@ -250,6 +261,7 @@ class Trainer:
                 scores = state.totals.scores(metrics)
                 if validation is not None:
                     scores |= self._evaluate(validation, metrics).scores(metrics, prefix="val_")
+                check_finite(self.model, state.step)
                 seconds = time.monotonic() - began
                 record = EpochRecord(batch.epoch + 1, state.step, scores, seconds, rate)
                 recording.epoch(record)
@@ -333,7 +345,7 @@ class Trainer:
             train,
             recipe,
             spans(),
-            max_rows=-(-plan.num_micro_batches // size) * plan.micro_batch,
+            max_rows=min(-(-plan.num_micro_batches // size) * plan.micro_batch, train.num_rows),
             depth=depth,
             pin_memory=self._world.device.type == "cuda",
         )

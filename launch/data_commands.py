@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.manifest import Column, ColumnStatistics, Manifest, read_manifest
-from data_pipeline.shards import verify_shard
+from data_pipeline.shards import map_shard, verify_shard
 
 _SHOWN = 4
 
@@ -80,5 +80,6 @@ def verify(folder: Path) -> None:
     shards = [shard for part in manifest.parts.values() for shard in part.shards]
     for shard in shards:
         verify_shard(folder, shard)
+        map_shard(folder, shard, manifest.columns)
     rows = sum(shard.rows for shard in shards)
     print(f"{folder}: all {len(shards)} shards are as the manifest says ({rows:,} rows)")

@@ -13,9 +13,16 @@ from distrain.errors import ExitCode, exit_code_of, is_for_the_user
 REPORTS = "DISTRAIN_REPORTS"
 """Environment variable: the folder that failing workers leave their reports in."""
 
-_LOST_PEER = re.compile(
-    r"gloo|nccl|Connection (closed|reset|refused)|Broken pipe|TCPStore|peer", re.IGNORECASE
-)
+_LOST_PEER = re.compile(r"/gloo/|NCCL error|TCPStore|Connection (closed|reset) by peer")
+
+
+class TerminatedError(BaseException):
+    """A signal asks a process that works alone to end."""
+
+    def __init__(self, number: int) -> None:
+        """Names the signal."""
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,8 @@ class Cause:
 
 def report_of(error: BaseException, rank: int, time_ns: int) -> Report:
     """The report of a worker that ends by an error."""
+    if isinstance(error, TerminatedError):
+        return Report(rank, time_ns, error.exit_code, str(error), lost_peer=False)
     if isinstance(error, KeyboardInterrupt):
         text = "interrupted"
     elif is_for_the_user(error):

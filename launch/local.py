@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distrain.errors import ExitCode
-from launch.failure import REPORTS, Cause, first_cause, read_reports
+from launch.failure import REPORTS, Cause, TerminatedError, first_cause, read_reports
 from launch.worker import failure_of
 
 MONITOR_EVERY_S = 0.1
@@ -23,6 +23,7 @@ def run_workers(arguments: Sequence[str], workers: int) -> Cause | None:
     fails, all end. Ctrl-C and SIGTERM end all of them.
     """
     if workers == 1:
+        signal.signal(signal.SIGTERM, _terminate)
         report = failure_of(arguments, rank=0)
         return None if report is None else Cause(0, report.exit_code, report.text)
     with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
@@ -63,7 +64,8 @@ def _run_group(arguments: Sequence[str], workers: int, folder: Path) -> Cause | 
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "launch.worker", *arguments)
+        # -P: a file of the user's called launch.py must not be taken for this package.
+        elastic_launch(config, sys.executable)("-P", "-m", "launch.worker", *arguments)
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         return first_cause(read_reports(folder), codes)
@@ -72,6 +74,10 @@ def _run_group(arguments: Sequence[str], workers: int, folder: Path) -> Cause | 
     except KeyboardInterrupt:
         return _stopped_by(signal.SIGINT)
     return None
+
+
+def _terminate(number: int, _frame: object) -> None:
+    raise TerminatedError(number)
 
 
 def _stopped_by(number: signal.Signals) -> Cause:

@@ -1,5 +1,6 @@
 """`distrain train`: a job file, with overrides, on the workers of this machine."""
 
+import fcntl
 import json
 import tempfile
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from data_pipeline.errors import DataError, StorageError
 from data_pipeline.manifest import read_manifest
 from distrain.config import Job, default_micro_batch
 from distrain.errors import UsageError
-from distrain.job_file import job_tables, job_toml, override, read_job
+from distrain.job_file import job_tables, job_toml, override, read_job, with_folder
 from distrain.parallel.split import BatchPlan
 from launch.failure import Cause
 from launch.local import run_workers
@@ -25,6 +26,7 @@ def train(
         UsageError, ConfigError, DataError: the job can't be run; nothing was started.
     """
     job = override(read_job(path), overrides, prog=f"distrain train {path}")
+    job = with_folder(job, path)
     size = check_workers(workers)
     check_job(job, size)
     with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
@@ -79,9 +81,14 @@ def check_job(job: Job, workers: int) -> None:
 
 
 def note_failure(folder: Path, cause: Cause) -> None:
-    """Sets a status that still says "running" right: the worker that writes it was lost."""
+    """Sets a status that still says "running" right: the worker that writes it was lost.
+
+    The status of a live run, which has refused this one its folder, is left alone.
+    """
     path = folder / "status.json"
     try:
+        with (folder / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         status = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return

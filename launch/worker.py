@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from launch.failure import REPORTS, Report, report_of, write_report
@@ -67,8 +68,9 @@ def main() -> None:
         write_report(Path(os.environ[REPORTS]), report)
     else:
         print(report.text, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, AttributeError):  # closed by who started this, or full
+            stream.flush()
     # At once: exchanges that wait for lost peers must not hold a failed process, and threads of
     # torch's must not abort a good one while the interpreter is taken down (see world.leave).
     os._exit(0 if report is None else report.exit_code)

@@ -126,6 +126,11 @@ class MetricSet:
         if outputs.ndim == target.ndim + 1 and outputs.shape[1] > 1:
             return outputs.argmax(dim=1)
         if outputs.numel() == target.numel():
+            if self._num_classes != 2:
+                raise ConfigError(
+                    f"the model gives one output a sample, and there are {self._num_classes} "
+                    f"classes: {', '.join(self.names)} need an output for each"
+                )
             return (outputs > self._threshold).long()
         raise ConfigError(
             f"outputs of shape {tuple(outputs.shape)} don't go with a target of shape "

@@ -19,10 +19,10 @@ LINE_EVERY_S = 10.0
 
 
 def say(text: str) -> None:
-    """Prints; where nobody reads any more (`| head`), the run goes on unseen."""
+    """Prints; where nobody reads any more (`| head`, a full disk), the run goes on unseen."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError:
         # What is still buffered would raise again when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -39,6 +39,7 @@ from distrain.coordinator.run_folder import (
 )
 from distrain.coordinator.run_state import RunState
 from distrain.errors import ConfigError, ExitCode, NonFiniteError, exit_code_of
+from distrain.parallel.communicator import broadcast_bytes
 from distrain.parallel.split import BatchPlan
 from distrain.parallel.world import World
 from distrain.step import StepResult
@@ -102,7 +103,8 @@ class Recording:
         return bool(answer.item())
 
     def load_result(self, model: torch.nn.Module) -> History:
-        """The result of a finished run, its weights set on every rank, its history on rank 0."""
+        """The result of a finished run, its weights and its history on every rank."""
+        told = b""
         epochs: tuple[EpochRecord, ...] = ()
         best: int | None = None
         result: Path | None = None
@@ -111,12 +113,17 @@ class Recording:
             load_model(model, result)
             epochs = _recorded_epochs(self._folder.path / EVENTS)
             best = self._folder.status().get("best_epoch")
+            told = json.dumps([best, RunState(epochs=epochs).to_json()]).encode()
             if self._show:
                 scores = score_lines(epochs[-1]) if epochs else []
                 lines = ["this run is finished already", *scores, f"result: {result}"]
                 say("\n".join(lines))
         for tensor in model.state_dict().values():
             self._world.communicator.broadcast(tensor)
+        content = broadcast_bytes(told, self._world.communicator, self._world.device)
+        if self._folder is None:
+            best, state = json.loads(content)
+            epochs = RunState.from_json(state).epochs
         return History(epochs, best, result)
 
     def take_up(
@@ -306,7 +313,7 @@ def _note(recording: Recording, error: BaseException) -> None:
 
 def _recorded_epochs(path: Path) -> tuple[EpochRecord, ...]:
     known = ("event", "epoch", "step", "seconds", "samples_per_s", "time")
-    events = [json.loads(line) for line in path.read_text().splitlines()]
+    events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return tuple(
         EpochRecord(
             event["epoch"],

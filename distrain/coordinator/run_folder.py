@@ -60,8 +60,14 @@ class RunFolder:
         except BaseException:
             self.close()
             raise
-        os.ftruncate(self._lock, 0)
-        os.write(self._lock, f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
+        try:
+            os.ftruncate(self._lock, 0)
+            os.write(self._lock, f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
+        except OSError as error:
+            self.close()
+            raise StorageError(
+                f"the run folder {self.path} cannot be written: {error.strerror or error}"
+            ) from error
 
     def _open(self) -> None:
         try:

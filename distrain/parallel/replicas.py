@@ -39,6 +39,12 @@ def build_model(source: ModelSource, seed: int, world: World) -> torch.nn.Module
                 f"parameter {name} has no shape yet (a lazy module): run the model once on a "
                 "sample before it is given to the trainer, or give the sizes"
             )
+    for name, value in model.state_dict().items():
+        if not torch.is_tensor(value):
+            raise ConfigError(
+                f"the model keeps {name}, a {type(value).__name__}, beside its tensors "
+                "(get_extra_state): a result and a checkpoint hold tensors alone"
+            )
     model = model.to(world.device)
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = aligned(tensor.data)

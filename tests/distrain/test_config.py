@@ -38,7 +38,7 @@ def training(**fields: object) -> object:
         (lambda: RunConfig(compute_threads=0), "run.compute_threads is 0; it must be 1 or more"),
         (
             lambda: DataConfig(path="p", inputs="x", target="y", prefetch=0),
-            "data.prefetch is 0; it must be 1 or more",
+            "data.prefetch is 0; give 1 to 1000",
         ),
         (
             lambda: LossConfig(name="crossentropy"),

@@ -358,3 +358,50 @@ def test_a_batch_norm_over_one_sample_says_what_to_do() -> None:
     )
     with pytest.raises(ProgramError, match=r'step 3, micro-batch 0 has a single sample.*"drop"'):
         trainer.fit(data, epochs=1, global_batch=4, micro_batch=4)
+
+
+def test_weights_that_an_update_ruins_end_the_run_and_are_no_result(
+    digits: Path, tmp_path: Path
+) -> None:
+    trainer = digits_trainer(
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
+        run=tmp_path / "run",
+        optimizer=lambda p: torch.optim.SGD(p, lr=1e30, weight_decay=1e20),
+    )
+    with pytest.raises(ProgramError, match=r"parameter 1\.weight is not finite after step 1"):
+        trainer.fit(Dataset(digits), epochs=1, global_batch=1437)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_one_output_for_three_classes_has_no_accuracy(iris: Path) -> None:
+    trainer = distrain.Trainer(
+        model=lambda: nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)),
+        loss=nn.MSELoss(),
+        optimizer=sgd,
+        inputs="features",
+        target="label",
+        metrics=["accuracy"],
+        progress=False,
+    )
+    with pytest.raises(ConfigError, match="one output a sample, and there are 3 classes"):
+        trainer.fit(Dataset(iris), epochs=1, global_batch=16)
+
+
+def test_evaluating_before_training_leaves_the_model_trainable(digits: Path) -> None:
+    class Caching(nn.Module):
+        """Keeps what its first forward pass has made."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_net()
+            self.scale: torch.Tensor | None = None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.scale is None:
+                self.scale = torch.ones(10)
+            outputs: torch.Tensor = self.net(x) * self.scale
+            return outputs
+
+    trainer = digits_trainer(Caching)
+    trainer.evaluate(Dataset(digits, "validation"))
+    trainer.fit(Dataset(digits), epochs=1, global_batch=256)

@@ -358,3 +358,13 @@ def test_help_lists_the_fields_with_their_help_texts_and_ends_well(
     shown = capsys.readouterr().out
     assert "--optimizer.lr" in shown
     assert "Learning rate, before the schedule's factor" in shown
+
+
+def test_a_none_that_is_no_default_survives_the_file(tmp_path: Path) -> None:
+    (tmp_path / "j.toml").write_bytes(job_toml(SMALLEST))
+    arguments = ["--data.validation", "None", "--checkpoint.every-seconds", "None"]
+    job = override(read_job(tmp_path / "j.toml"), arguments, prog="distrain train")
+    assert job.data.validation is None
+    (tmp_path / "resolved.toml").write_bytes(job_toml(job_tables(job)))
+    assert read_job(tmp_path / "resolved.toml") == job
+    assert 'validation = "none"' in (tmp_path / "resolved.toml").read_text()

@@ -217,6 +217,8 @@ def test_a_folder_in_use_is_refused_and_an_interrupted_run_starts_again(
     command = [sys.executable, "-m", "launch.main", "train", str(JOB), "--data.path", str(digits)]
     long = [*command, "--run.dir", str(folder), "--training.epochs", "10000", "--workers", "1"]
     cosine = ["--schedule.total-steps", "12", "--schedule.warmup-steps", "2"]
+    # No checkpoint, so that the last start begins anew.
+    cosine += ["--checkpoint.every-steps", "None"]
     first = subprocess.Popen(
         [*long, *cosine],
         env=clean_environment(),
@@ -230,6 +232,7 @@ def test_a_folder_in_use_is_refused_and_an_interrupted_run_starts_again(
     second = train(distrain, digits, folder, *cosine)
     assert second.returncode == 78
     assert f"in use by a live run (pid {first.pid} on " in second.stderr
+    assert json.loads((folder / "status.json").read_text())["state"] == "running"
     os.kill(first.pid, signal.SIGINT)
     _, said = first.communicate(timeout=60)
     assert (first.returncode, said.strip()) == (130, "distrain: interrupted")

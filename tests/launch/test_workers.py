@@ -80,6 +80,20 @@ def test_ctrl_c_ends_every_process(workers: int, tmp_path: Path) -> None:
     assert not [child for child in children if child.is_running()]
 
 
+def test_sigterm_ends_a_worker_that_works_alone(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "launch.main", "launch", "--workers", "1"]
+    launcher = subprocess.Popen(
+        [*command, str(PROGRAMS / "failing.py"), "wait", str(tmp_path / "started")],
+        env=clean_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for((tmp_path / "started-0").exists)
+    launcher.terminate()
+    _, said = launcher.communicate(timeout=60)
+    assert (launcher.returncode, said.strip()) == (143, "distrain: stopped by SIGTERM")
+
+
 def test_killing_the_launcher_leaves_no_worker(tmp_path: Path) -> None:
     started = tmp_path / "started"
     command = [sys.executable, "-m", "launch.main", "launch", "--workers", "2"]

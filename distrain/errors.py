@@ -3,7 +3,6 @@
 Exception
 |-- DistrainError
 |   |-- UsageError        64   the command line is wrong
-|   |-- WorkerLostError   69   a worker or the network was lost
 |   |-- ProgramError      70   the model, the loss or the program is at fault
 |   |   `-- NonFiniteError     a loss or gradient is NaN or infinite
 |   `-- ConfigError       78   the job can't be run as it is described
@@ -46,12 +45,6 @@ class ConfigError(DistrainError):
     """The job can't be run as it is described."""
 
     exit_code = ExitCode.CONFIG
-
-
-class WorkerLostError(DistrainError):
-    """A worker or the network was lost."""
-
-    exit_code = ExitCode.WORKER_LOST
 
 
 class ProgramError(DistrainError):

@@ -6,14 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from data_pipeline.errors import StorageError
-from distrain.config import near_names
+from distrain.config import CheckpointConfig, near_names
 from distrain.coordinator.checkpoint import (
     CheckpointContents,
     folder_name,
@@ -32,9 +31,9 @@ MODEL, OPTIMIZER, BEST = "model", "optimizer", "best"
 Tensors = Mapping[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """When a run's state is written, and which states are kept.
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(CheckpointConfig):
+    """When a run's state is written, and which states are kept: a job's `[checkpoint]`.
 
     Attributes:
         every_steps: Write after every so many steps.
@@ -45,26 +44,9 @@ class Checkpoint:
         mode: Whether less or more is better; "auto" takes less for losses and errors.
     """
 
-    every_steps: int | None = None
-    every_seconds: float | None = 300.0
-    keep_last: int = 2
-    keep_best: int = 0
-    monitor: str = "val_loss"
-    mode: Literal["auto", "min", "max"] = "auto"
-
     def __post_init__(self) -> None:
-        """Checks ranges."""
-        if self.every_steps is not None and self.every_steps < 1:
-            raise ConfigError(f"checkpoint.every_steps is {self.every_steps}; it must be 1 or more")
-        if self.every_seconds is not None and not self.every_seconds >= 0:
-            raise ConfigError(
-                f"checkpoint.every_seconds is {self.every_seconds}; it must be 0 or more"
-            )
-        if self.keep_last < 1 or self.keep_best < 0:
-            raise ConfigError(
-                f"checkpoint.keep_last is {self.keep_last} and keep_best {self.keep_best}; they "
-                "must be at least 1 and 0"
-            )
+        """Checks ranges, and what a job file's types have checked already."""
+        super().__post_init__()
         if self.mode not in ("auto", "min", "max"):
             raise ConfigError(f'checkpoint.mode is {self.mode!r}; give "auto", "min" or "max"')
 

@@ -60,7 +60,7 @@ class ProgressBar:
             refresh_per_second=REFRESH_PER_S,
             expand=wide,
         )
-        self._console, self._wide = console, wide
+        self._wide = wide
         self._task = TaskID(0)
         self._epochs = 0
         self._samples, self._since = 0, time.monotonic()

@@ -1,92 +1,96 @@
-"""How fast is a training step beside the loops that people write on DistributedDataParallel?
+"""How fast is a training step beside the loops that people write, and beside other libraries?
 
 One small CNN on digits, 64 samples a worker, momentum and clipping by norm, in one process group:
 
     distrain        Trainer.fit, from memory-mapped shards, with its ledger and prefetching
     ddp_loader      DDP + DataLoader + DistributedSampler: the loop that people write
     ddp_by_hand     DDP over plain index_select with a fused optimizer: the best by hand
+    lightning       Lightning's Trainer, barebones
+    fabric          Lightning Fabric
+    accelerate      Hugging Face Accelerate
 
-All see standardised float32 images; none draws a progress bar or writes files. The rounds are
-interleaved; reported are samples/s (median over rounds) and, by round, the ratio to each peer.
+All see standardised float32 images; none draws a progress bar or writes files. A first round, that
+is not measured, proves of each variant that it learns, and from all samples. The rounds are
+interleaved, each beginning with another variant. The clock runs for `fit` or the loop, not for the
+making of trainers, models and loaders. Reported are samples/s and, by round, the ratio to each
+peer.
 
-    python -m benchmarks.step_overhead [--workers 2] [--rounds 7] [--epochs 20] [--out FILE.json]
+    pip install -e '.[bench]'      for the last three; one that is not there is left out, and said
+    python -m benchmarks.step_overhead [--workers 2] [--rounds 7] [--epochs 20]
+                                       [--variants lightning,fabric] [--out FILE.json]
 """
 
 import argparse
+import gc
+import importlib.util
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import distrain
+from benchmarks.conditions import conditions, ratios, spread
+from benchmarks.digits_job import (
+    CLIP_NORM,
+    LR,
+    MOMENTUM,
+    PER_WORKER,
+    MakeVariant,
+    Trained,
+    Training,
+    Variant,
+    build_net,
+    fused_sgd,
+    prove,
+    tensors,
+)
 from data_pipeline import Dataset
 from data_pipeline.sources.bundled import make_bundled
 from distrain.numerics import fix_kernels
 from distrain.parallel import world as worlds
 from launch.local import run_workers
 
-PER_WORKER = 64
-CLIP_NORM = 1.0
-
-Variant = Callable[[int], int]
-"""Trains for some epochs; returns the samples that all workers together have seen."""
-
-
-def build_net() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(512, 10),
-    )
+OURS = "distrain"
 
 
 def by_distrain(data: Dataset, world_size: int) -> Variant:
-    def train(epochs: int) -> int:
+    batch = PER_WORKER * world_size
+
+    def prepare(epochs: int) -> Training:
         trainer = distrain.Trainer(
             model=build_net,
             loss=nn.CrossEntropyLoss(),
-            optimizer=lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9, fused=True),
+            optimizer=fused_sgd,
             inputs="image",
             target="label",
             clip_norm=CLIP_NORM,
             deterministic=False,
             progress=False,
         )
-        trainer.fit(
-            data,
-            epochs=epochs,
-            global_batch=PER_WORKER * world_size,
-            micro_batch=PER_WORKER,
-            last_batch="drop",
-        )
-        return epochs * (len(data) // (PER_WORKER * world_size)) * PER_WORKER * world_size
 
-    return train
+        def train() -> Trained:
+            trainer.fit(
+                data,
+                epochs=epochs,
+                global_batch=batch,
+                micro_batch=PER_WORKER,
+                last_batch="drop",
+            )
+            return Trained(epochs * (len(data) // batch) * batch, trainer.model)
 
+        return train
 
-def tensors(data: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """All images, standardised, and labels."""
-    rows = np.arange(len(data))
-    images, labels = np.empty((len(data), 1, 8, 8), np.uint8), np.empty(len(data), np.int64)
-    data.gather("image", rows, images)
-    data.gather("label", rows, labels)
-    scaled = (images - images.mean()) / images.std()
-    return torch.from_numpy(scaled.astype(np.float32)), torch.from_numpy(labels)
+    return prepare
 
 
 def step(
@@ -102,20 +106,24 @@ def step(
 def by_ddp_loader(data: Dataset, world_size: int) -> Variant:
     dataset = TensorDataset(*tensors(data))
 
-    def train(epochs: int) -> int:
+    def prepare(epochs: int) -> Training:
         model = DistributedDataParallel(build_net())
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
         sampler: DistributedSampler[int] = DistributedSampler(dataset, drop_last=True)
         loader = DataLoader(dataset, batch_size=PER_WORKER, sampler=sampler, drop_last=True)
-        seen = 0
-        for epoch in range(epochs):
-            sampler.set_epoch(epoch)
-            for x, y in loader:
-                step(model, optimizer, x, y)
-                seen += len(x) * world_size
-        return seen
 
-    return train
+        def train() -> Trained:
+            seen = 0
+            for epoch in range(epochs):
+                sampler.set_epoch(epoch)
+                for x, y in loader:
+                    step(model, optimizer, x, y)
+                    seen += len(x) * world_size
+            return Trained(seen, model.module)
+
+        return train
+
+    return prepare
 
 
 def by_ddp_by_hand(data: Dataset, world_size: int) -> Variant:
@@ -123,93 +131,161 @@ def by_ddp_by_hand(data: Dataset, world_size: int) -> Variant:
     rank = worlds.join().rank
     batch = PER_WORKER * world_size
 
-    def train(epochs: int) -> int:
+    def prepare(epochs: int) -> Training:
         model = DistributedDataParallel(build_net(), gradient_as_bucket_view=True)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=True)
-        seen = 0
-        for epoch in range(epochs):
-            order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch))
-            for start in range(0, len(labels) - batch + 1, batch):
-                first = start + rank * PER_WORKER
-                rows = order[first : first + PER_WORKER]
-                step(model, optimizer, images.index_select(0, rows), labels.index_select(0, rows))
-                seen += batch
-        return seen
+        optimizer = fused_sgd(model.parameters())
 
-    return train
+        def train() -> Trained:
+            seen = 0
+            for epoch in range(epochs):
+                order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch))
+                for start in range(0, len(labels) - batch + 1, batch):
+                    rows = order[start + rank * PER_WORKER :][:PER_WORKER]
+                    x, y = images.index_select(0, rows), labels.index_select(0, rows)
+                    step(model, optimizer, x, y)
+                    seen += batch
+            return Trained(seen, model.module)
+
+        return train
+
+    return prepare
 
 
-def measure(data: Dataset, rounds: int, epochs: int) -> dict[str, list[float]]:
-    """Samples a second by variant and round, on rank 0's clock, a barrier before each."""
-    world = worlds.join()
-    fix_kernels(1, deterministic=False)
-    makers = {
-        "distrain": by_distrain,
-        "ddp_loader": by_ddp_loader,
-        "ddp_by_hand": by_ddp_by_hand,
-    }
-    variants = {name: make(data, world.size) for name, make in makers.items()}
-    found: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):
-        for name, train in variants.items():
-            world.communicator.all_gather(torch.zeros(1))
-            began = time.perf_counter()
-            seen = train(epochs)
-            world.communicator.all_gather(torch.zeros(1))
-            if number:  # the first round warms up
-                found[name].append(seen / (time.perf_counter() - began))
+VARIANTS: Mapping[str, MakeVariant] = {
+    OURS: by_distrain,
+    "ddp_loader": by_ddp_loader,
+    "ddp_by_hand": by_ddp_by_hand,
+}
+
+PEERS = {
+    "lightning": ("lightning", "benchmarks.lightning_peers"),
+    "fabric": ("lightning", "benchmarks.lightning_peers"),
+    "accelerate": ("accelerate", "benchmarks.accelerate_peer"),
+}
+"""By variant, the package that it needs, and the module that has `by_VARIANT` and imports it."""
+
+
+def maker(name: str) -> MakeVariant:
+    if name in VARIANTS:
+        return VARIANTS[name]
+    make: MakeVariant = getattr(import_module(PEERS[name][1]), f"by_{name}")
+    return make
+
+
+def runnable(names: Sequence[str]) -> list[str]:
+    """The variants whose packages are there; of those that are not, it says so on stderr."""
+    found, missing = list[str](), dict[str, list[str]]()
+    for name in names:
+        package = PEERS[name][0] if name in PEERS else None
+        if package is None or importlib.util.find_spec(package) is not None:
+            found.append(name)
+        else:
+            missing.setdefault(package, []).append(name)
+    for package, left_out in missing.items():
+        print(
+            f"{package} is not installed: pip install -e '.[bench]'; "
+            f"left out: {', '.join(left_out)}",
+            file=sys.stderr,
+        )
     return found
 
 
-def report(found: dict[str, list[float]], workers: int, epochs: int) -> dict[str, object]:
-    ours = found["distrain"]
-    ratios = {
-        name: [mine / theirs for mine, theirs in zip(ours, speeds, strict=True)]
-        for name, speeds in found.items()
-        if name != "distrain"
-    }
+def measure(
+    data: Dataset, names: Sequence[str], rounds: int, epochs: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """By variant, samples a second by round, on rank 0's clock, and the loss that was reached."""
+    world = worlds.join()
+    variants = {name: maker(name)(data, world.size) for name in names}
+    losses: dict[str, float] = {}
+    for name, prepare in variants.items():
+        fix_kernels(1, deterministic=False)  # the one before may have set others
+        losses[name] = prove(name, prepare, epochs, data, world)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in (*names[first:], *names[:first]):
+            fix_kernels(1, deterministic=False)
+            train = variants[name](epochs)
+            gc.collect()
+            world.communicator.all_gather(torch.zeros(1))
+            began = time.perf_counter()
+            samples = train().samples
+            world.communicator.all_gather(torch.zeros(1))
+            found[name].append(samples / (time.perf_counter() - began))
+    return found, losses
+
+
+def report(
+    found: Mapping[str, Sequence[float]], losses: Mapping[str, float], workers: int, epochs: int
+) -> dict[str, object]:
     return {
-        "workers": workers,
-        "samples_per_worker": PER_WORKER,
-        "rounds": len(ours),
-        "epochs_per_round": epochs,
+        "config": {
+            "workers": workers,
+            "samples_per_worker": PER_WORKER,
+            "rounds": len(found[OURS]),
+            "epochs_per_round": epochs,
+            "lr": LR,
+            "momentum": MOMENTUM,
+            "clip_norm": CLIP_NORM,
+        },
         "samples_per_s": {name: round(statistics.median(s)) for name, s in found.items()},
         "ratio_of_distrain_to": {
-            name: {
-                "median": round(statistics.median(values), 3),
-                "min": round(min(values), 3),
-                "max": round(max(values), 3),
-            }
-            for name, values in ratios.items()
+            name: spread(ratios(found[OURS], speeds))
+            for name, speeds in found.items()
+            if name != OURS
         },
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, "
-        f"{torch.backends.cpu.get_cpu_capability()}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "loss_reached": {name: round(loss, 4) for name, loss in losses.items()},
+        **conditions(sorted({PEERS[name][0] for name in found if name in PEERS})),
     }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    arguments = sys.argv[1:] if argv is None else list(argv)
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--epochs", type=int, default=20)
+    every = [*VARIANTS, *PEERS]
+    parser.add_argument(
+        "--variants", default=",".join(every), help=f"of {', '.join(every)}; {OURS} always runs"
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     known = parser.parse_args(arguments)
+    if known.workers < 2 or known.rounds < 1 or known.epochs < 1:
+        parser.error("at least 2 workers (DDP needs a group), 1 round and 1 epoch are needed")
+    asked = known.variants.split(",")
+    if unknown := sorted(set(asked) - set(every)):
+        parser.error(f"no variant is called {', '.join(unknown)}; there are {', '.join(every)}")
+    known.variants = [name for name in every if name == OURS or name in asked]
+    return known
+
+
+def start_workers(known: argparse.Namespace) -> None:
+    """Runs this file on every worker."""
+    names = ",".join(runnable(known.variants))
+    # The workers don't look into the working directory.
+    root = str(Path(__file__).resolve().parent.parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    options = ["--rounds", known.rounds, "--epochs", known.epochs, "--workers", known.workers]
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "digits"
+        make_bundled("digits", data)
+        options += ["--variants", names, "--data", data]
+        options += ["--out", known.out] if known.out else []
+        cause = run_workers(["script", __file__, *map(str, options)], known.workers)
+    if cause is not None:
+        sys.exit(cause.text)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    known = parsed(sys.argv[1:] if argv is None else argv)
     if known.data is None:
-        with tempfile.TemporaryDirectory() as folder:
-            data = Path(folder) / "digits"
-            make_bundled("digits", data)
-            again = ["script", __file__, *arguments, "--data", str(data)]
-            cause = run_workers(again, known.workers)
-        if cause is not None:
-            sys.exit(cause.text)
+        start_workers(known)
         return
-    found = measure(Dataset(known.data), known.rounds, known.epochs)
+    found, losses = measure(Dataset(known.data), known.variants, known.rounds, known.epochs)
     world = worlds.join()
     if world.rank == 0:
-        text = json.dumps(report(found, world.size, known.epochs), indent=2)
+        text = json.dumps(report(found, losses, world.size, known.epochs), indent=2)
         print(text)
         if known.out is not None:
             known.out.write_text(text + "\n")

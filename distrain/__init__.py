@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distrain.coordinator.checkpointing import Checkpoint
     from distrain.coordinator.early_stopping import EarlyStopping
+    from distrain.coordinator.history import History
     from distrain.coordinator.observers import EpochRecord
-    from distrain.coordinator.recording import History
     from distrain.learn import schedules
     from distrain.learn.losses import mean_over_samples
-    from distrain.train import Trainer
+    from distrain.trainer import Trainer
 
 _HOMES = {
     "Checkpoint": "distrain.coordinator.checkpointing",
     "EarlyStopping": "distrain.coordinator.early_stopping",
     "EpochRecord": "distrain.coordinator.observers",
     "History": "distrain.coordinator.recording",
-    "Trainer": "distrain.train",
+    "Trainer": "distrain.trainer",
     "mean_over_samples": "distrain.learn.losses",
 }
 

@@ -88,10 +88,16 @@ class RunConfig:
     """Threads a worker computes with on a CPU. Part of the result: other numbers, other bits."""
     deterministic: bool = True
     """Use deterministic kernels only; an operation that has none is an error."""
+    max_time_s: float | None = None
+    """Save and stop, with exit code 75, so many seconds after the launcher's start."""
+    grace_s: float = 30.0
+    """Seconds between a signal to stop and the end; less than the scheduler's own grace time."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
         _at_least("run.compute_threads", self.compute_threads, 1)
+        _above_zero("run.max_time_s", self.max_time_s)
+        _above_zero("run.grace_s", self.grace_s)
 
 
 @dataclass(frozen=True, kw_only=True)

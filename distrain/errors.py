@@ -25,6 +25,7 @@ class ExitCode(IntEnum):
     WORKER_LOST = 69
     FAULT = 70
     STORAGE = 74
+    STOPPED = 75
     CONFIG = 78
     CTRL_C = 130
 

@@ -1,6 +1,7 @@
 """Exact metrics and predictions over a whole data set, whatever the number of workers (rule 14)."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -9,6 +10,7 @@ from data_pipeline.dataset import Dataset
 from data_pipeline.loader import Loader, Recipe, Span
 from distrain.coordinator.ledger import Ledger, LedgerTotals
 from distrain.coordinator.metrics import MetricSet
+from distrain.coordinator.stops import StopAskedError
 from distrain.errors import ProgramError
 from distrain.numerics import evaluation_mode, evaluation_seed, seed_generators
 from distrain.parallel.payload import PayloadLayout
@@ -19,6 +21,9 @@ from distrain.step import Columns, MicroBatchStep, checked_result
 
 ROWS = 128
 """Rows of one forward pass: a cut of its own, that no setting of the training changes."""
+
+POLL_EVERY_S = 1.0
+"""About how often the workers ask each other whether to stop."""
 
 _DTYPES = (
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
@@ -32,21 +37,34 @@ class Evaluation:
     """Runs a model over a data set in its stored order."""
 
     def __init__(
-        self, model: torch.nn.Module, run: MicroBatchStep, world: World, seed: int
+        self,
+        model: torch.nn.Module,
+        run: MicroBatchStep,
+        world: World,
+        seed: int,
+        raised: Callable[[], int] | None = None,
     ) -> None:
-        """`run` is what training does with a micro-batch, here in evaluation mode."""
+        """`run` is what training does with a micro-batch, here in evaluation mode.
+
+        `raised()` is what asks this worker to stop, if that is to be looked for meanwhile.
+        """
         self._model, self._run, self._world, self._seed = model, run, world, seed
+        self._raised = raised
 
     def totals(
         self, dataset: Dataset, recipe: Recipe, metrics: MetricSet, *, target: str
     ) -> LedgerTotals:
-        """Loss and metric sums over every row once, the same bits on every worker."""
+        """Loss and metric sums over every row once, the same bits on every worker.
+
+        Raises:
+            StopAskedError: a worker has been asked to stop; on all workers alike.
+        """
         ledger = Ledger(metrics)
         layout = PayloadLayout(ledger.num_float64, ledger.num_int64, num_float32=0)
         reduction = TreeReduction(layout, self._world.communicator, self._world.device)
         reduction.begin(_num_chunks(dataset))
         with self._owned_chunks(dataset, recipe) as chunks:
-            for columns in chunks:
+            for columns in self._polling(chunks, dataset):
                 loss_sum, weight, outputs = checked_result(self._run(self._model, columns))
                 leaf = reduction.leaf()
                 ledger.write(
@@ -58,7 +76,31 @@ class Evaluation:
                     target=columns[target],
                 )
                 reduction.push(leaf)
-        return ledger.read(reduction.sum())
+        return ledger.read(reduction.sum().total)
+
+    def _polling(self, chunks: Iterator[Columns], dataset: Dataset) -> Iterator[Columns]:
+        """The chunks, with an exchange about once a second: does any worker have to stop?
+
+        All workers take as many turns, also those with a chunk less, and agree from the slowest
+        one's time how many turns to wait for the next exchange.
+        """
+        if self._raised is None:
+            yield from chunks
+            return
+        turns = -(-_num_chunks(dataset) // self._world.size)
+        due, began = 0, time.monotonic()
+        for turn in range(turns):
+            columns = next(chunks, None)
+            if columns is not None:
+                yield columns
+            if turn == due:
+                spent_us = int(1e6 * (time.monotonic() - began))
+                mine = torch.tensor([self._raised(), spent_us], device=self._world.device)
+                flags, spent = self._world.communicator.all_gather(mine).T.tolist()
+                if any(flags):
+                    raise StopAskedError(flags)
+                turn_s = 1e-6 * max(1, *spent) / (turn + 1)
+                due = turn + max(1, int(POLL_EVERY_S / turn_s))
 
     def outputs(self, dataset: Dataset, recipe: Recipe) -> torch.Tensor:
         """The model's outputs `(N, ...)` for all rows in order, on the host of every worker."""

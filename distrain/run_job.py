@@ -22,12 +22,12 @@ from distrain.config import (
 )
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
-from distrain.coordinator.recording import History
+from distrain.coordinator.history import History
 from distrain.errors import ConfigError
 from distrain.job_file import job_tables
 from distrain.learn import models, schedules
 from distrain.parallel.split import BatchPlan
-from distrain.train import Trainer
+from distrain.trainer import Trainer
 
 _MODELS: dict[str, Callable[..., torch.nn.Module]] = {"mlp": models.mlp, "cnn": models.cnn}
 
@@ -82,6 +82,8 @@ def run_job(job: Job, *, fresh: bool = False) -> History:
         standardize=job.data.standardize,
         compute_threads=job.run.compute_threads,
         deterministic=job.run.deterministic,
+        max_time_s=job.run.max_time_s,
+        grace_s=job.run.grace_s,
         fresh=fresh,
         job=job_tables(job),
     )

@@ -1,7 +1,10 @@
 """One global batch: its micro-batches' gradients, their sum, clipping, the update."""
 
 import math
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +30,14 @@ Columns = Mapping[str, torch.Tensor]
 MicroBatchResult = tuple[torch.Tensor, torch.Tensor | float, torch.Tensor | None]
 """Loss sum (scalar), weight, and the outputs for the metrics (or None)."""
 
+_LOOK_AGAIN_S = 0.01
+
 MicroBatchStep = Callable[[torch.nn.Module, Columns], MicroBatchResult]
 """What is done with one micro-batch."""
+
+
+def _nothing() -> int:
+    return 0
 
 
 @dataclass(frozen=True)
@@ -46,12 +55,14 @@ class StepResult:
     Attributes:
         grad_norm: Global 2-norm of the mean gradient before clipping.
         lr: Learning rate of the first parameter group.
+        flags: What asks the workers to stop, by rank; no number above depends on it.
     """
 
     batch: GlobalBatch
     totals: LedgerTotals
     grad_norm: float
     lr: float
+    flags: tuple[int, ...] = ()
 
 
 class TrainingStep:
@@ -76,6 +87,7 @@ class TrainingStep:
 
         `rows_at(epoch, start, stop)` names the samples at some positions, for error messages.
         """
+        self._moving, self._steps_done = threading.Lock(), -1
         self._model, self.optimizer, self._run = model, optimizer, micro_batch_step
         self._world, self._target, self._seed = world, target, seed
         self._divisor = float(global_batch)
@@ -93,8 +105,12 @@ class TrainingStep:
         self._reduction = TreeReduction(self._layout, world.communicator, world.device)
         self._views: dict[int, list[torch.Tensor]] = {}
 
-    def __call__(self, batch: GlobalBatch, columns: Columns) -> StepResult:
+    def __call__(
+        self, batch: GlobalBatch, columns: Columns, raised: Callable[[], int] = _nothing
+    ) -> StepResult:
         """Does one step; `columns` holds the samples of this worker's micro-batches.
+
+        `raised()` is what asks this worker to stop; every worker is told all of them.
 
         Raises:
             NonFiniteError: on all workers alike; the weights are those before the step.
@@ -105,7 +121,8 @@ class TrainingStep:
         for micro_batch in owned:
             self._reduction.push(self._compute(batch, owned, micro_batch, columns))
         self._guard.check()
-        total = self._reduction.sum()
+        reduced = self._reduction.sum(raised())
+        total = reduced.total
         totals = self._ledger.read(total)
         flat = total.float32[: self._gradients.num_floats]
         # Each backward pass ran on sum / global_batch (a constant, so that float16 would not
@@ -117,13 +134,40 @@ class TrainingStep:
         if not (math.isfinite(norm) and math.isfinite(totals.loss_sum)):
             raise self._non_finite(batch, owned, columns)
         self._clip_gradient(flat, norm)
-        self._statistics.apply(total.float32[self._gradients.num_floats :])
         self._gradients.assign(flat, totals.present)
         lr = self._set_learning_rate(batch.step)
-        # An optimizer may draw too; the generators are where the last own micro-batch left them.
-        seed_generators(update_seed(self._seed, batch.step), self._world.device)
-        self.optimizer.step()
-        return StepResult(batch, totals, norm, lr)
+        self._update(batch, total.float32[self._gradients.num_floats :])
+        return StepResult(batch, totals, norm, lr, reduced.flags)
+
+    def _update(self, batch: GlobalBatch, statistics: torch.Tensor) -> None:
+        """Moves weights and running statistics; nobody may read them meanwhile."""
+        with self._moving:
+            self._steps_done = -1
+            self._statistics.apply(statistics)
+            # An optimizer may draw too; the generators are where the last own micro-batch left
+            # them.
+            seed_generators(update_seed(self._seed, batch.step), self._world.device)
+            self.optimizer.step()
+            self._steps_done = batch.step + 1
+
+    @contextmanager
+    def at_rest(self, steps_done: Callable[[], int]) -> Iterator[Mapping[str, torch.Tensor]]:
+        """Keeps another thread's hands off the weights; the model's state after the last step.
+
+        Args:
+            steps_done: What the rest of the run's state stands at: it is waited for until it
+                agrees with the weights, which move a moment earlier.
+        """
+        while True:
+            with self._moving:
+                if self._steps_done == steps_done():
+                    standing = self._statistics.standing()
+                    yield {
+                        name: standing.get(id(tensor), tensor.detach())
+                        for name, tensor in self._model.state_dict(keep_vars=True).items()
+                    }
+                    return
+            time.sleep(_LOOK_AGAIN_S)
 
     def _compute(
         self, batch: GlobalBatch, owned: range, micro_batch: int, columns: Columns

@@ -1,386 +1,85 @@
-"""The trainer, and the loop."""
+"""The loop."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 
-from data_pipeline.augment import Transform
-from data_pipeline.dataset import Dataset
-from data_pipeline.loader import Loader, Recipe, Span
-from data_pipeline.order import ShuffledOrder
-from data_pipeline.standardize import Standardization, standardization
-from distrain.config import default_micro_batch
-from distrain.coordinator.checkpointing import Checkpoint
+from data_pipeline.loader import Batch
 from distrain.coordinator.early_stopping import EarlyStopping, judge
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.metrics import MetricSet
 from distrain.coordinator.observers import EpochRecord
-from distrain.coordinator.recording import History, Recording, open_recording
+from distrain.coordinator.recording import Recording
 from distrain.coordinator.run_state import RunState
-from distrain.describe import describe
-from distrain.errors import ConfigError
-from distrain.evaluate import Evaluation, to_device
-from distrain.identity import run_identity
-from distrain.learn.losses import SummedLoss, refuse_trainable
-from distrain.learn.optimizers import OptimizerFactory, checked_optimizer
-from distrain.learn.schedules import Constant, Schedule
-from distrain.numerics import fix_kernels
-from distrain.parallel import world as worlds
-from distrain.parallel.replicas import ModelSource, build_model
+from distrain.coordinator.stops import StopAskedError
+from distrain.evaluate import to_device
 from distrain.parallel.split import BatchPlan
-from distrain.step import (
-    Clip,
-    Columns,
-    MicroBatchResult,
-    MicroBatchStep,
-    TrainingStep,
-    check_finite,
-)
+from distrain.step import TrainingStep, check_finite
 
 
-class Trainer:
-    """Trains a model with synchronous data parallelism; any number of workers gives the same bits.
+@dataclass(frozen=True, kw_only=True)
+class TrainingLoop:
+    """What the steps of a run go through, on one worker.
 
     Attributes:
-        model: The module; after `fit` it holds the result.
-        optimizer: Torch's own object, made by the last `fit`.
+        batches: This worker's samples of each step that is left.
+        evaluate: Measures the validation set, if there is one; takes `raised`.
+        raised: What asks this worker to stop, 0 for nothing.
     """
 
-    def __init__(
-        self,
-        *,
-        model: ModelSource,
-        loss: Callable[..., Any],
-        optimizer: OptimizerFactory,
-        inputs: str,
-        target: str,
-        run: str | Path | None = None,
-        seed: int = 0,
-        metrics: Sequence[str] = (),
-        schedule: Schedule | None = None,
-        clip_norm: float | None = None,
-        clip_value: float | None = None,
-        early_stopping: EarlyStopping | None = None,
-        checkpoint: Checkpoint | None = Checkpoint(),  # noqa: B008 - it is frozen
-        micro_batch_step: MicroBatchStep | None = None,
-        standardize: bool = True,
-        compute_threads: int = 1,
-        deterministic: bool = True,
-        fresh: bool = False,
-        progress: bool = True,
-        job: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Joins the group of workers, if there is one, and builds the model.
+    model: torch.nn.Module
+    plan: BatchPlan
+    training_step: TrainingStep
+    batches: Iterator[Batch]
+    device: torch.device
+    evaluate: Callable[[Callable[[], int]], LedgerTotals] | None
+    metrics: MetricSet
+    early_stopping: EarlyStopping | None
+    recording: Recording
+    raised: Callable[[], int]
 
-        Args:
-            model: A function that builds any `nn.Module`, called once the seed is set; or a
-                module, which gets rank 0's weights.
-            loss: One of torch's loss modules, run as a sum with its weight; or a function of
-                (outputs, target) that returns (sum, weight), see `distrain.mean_over_samples`.
-            optimizer: Makes a torch optimizer from the trainable parameters.
-            inputs: The column that the model is called with.
-            target: The column that the loss and the metrics compare with.
-            run: The run's folder; None leaves no files.
-            seed: Of weights, order, augmentation and everything drawn while training.
-            metrics: Names from `distrain.config.METRICS`.
-            schedule: From the step, counted from 0, to a factor on the learning rates.
-            clip_norm: The gradient is scaled down to this global norm.
-            clip_value: Each element of the gradient is clamped to this magnitude first.
-            early_stopping: When to stop before the last epoch.
-            checkpoint: When the run's state is written to its folder; None for never.
-            micro_batch_step: `(model, columns) -> (loss sum, weight, outputs)` instead of
-                `loss(model(columns[inputs]), columns[target])`; it gets all columns.
-            standardize: Scale uint8 and float inputs by the training part's mean and std.
-            compute_threads: Threads of a worker on a CPU; part of the result.
-            deterministic: Deterministic kernels only; an operation that has none is an error.
-            fresh: Move a run that stands in the folder aside.
-            progress: Show on rank 0 how it goes.
-            job: Tables of a job file, kept in the run's `job.toml`.
-
-        Raises:
-            UsageError: `WORLD_SIZE` is set and the rest of the group's environment is not.
-            ConfigError: the model or the loss can't keep the promise; the message names why.
-        """
-        if isinstance(metrics, str):
-            raise ConfigError(f"metrics is the text {metrics!r}; give a list: [{metrics!r}]")
-        for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-            if limit is not None and not limit > 0:
-                raise ConfigError(f"{name} is {limit}; it must be above 0")
-        self._world = worlds.join()
-        self._fix_kernels = partial(fix_kernels, compute_threads, deterministic=deterministic)
-        self._fix_kernels()
-        self.model = build_model(model, seed, self._world)
-        self.optimizer: torch.optim.Optimizer | None = None
-        self._loss = SummedLoss(loss, self._world.device)
-        refuse_trainable(loss, self.model)
-        self._own_step, self._make_optimizer = micro_batch_step, optimizer
-        self._inputs, self._target, self._seed = inputs, target, seed
-        self._metrics, self._schedule = tuple(metrics), schedule or Constant()
-        self._clip, self._early_stopping = Clip(clip_value, clip_norm), early_stopping
-        self._standardize, self._scaling = standardize, dict[str, Standardization]()
-        self._folder, self._fresh, self._progress = run, fresh, progress
-        self._checkpoint = checkpoint
-        self._job = job or {}
-        self._settings = {
-            "seed": seed,
-            "inputs": inputs,
-            "target": target,
-            "standardize": standardize,
-            "loss": self._loss.description,
-            "micro_batch_step": describe(micro_batch_step),
-            "schedule": describe(self._schedule),
-            "clip": describe(self._clip),
-            "early_stopping": describe(early_stopping),
-            "compute_threads": compute_threads,
-            "deterministic": deterministic,
-        }
-
-    @property
-    def rank(self) -> int:
-        """This worker's number, from 0."""
-        return self._world.rank
-
-    @property
-    def world_size(self) -> int:
-        """The number of workers."""
-        return self._world.size
-
-    def fit(
-        self,
-        train: Dataset,
-        validation: Dataset | None = None,
-        *,
-        epochs: int,
-        global_batch: int,
-        micro_batch: int | None = None,
-        last_batch: Literal["keep", "drop"] = "keep",
-        augment: Sequence[Transform] = (),
-        verify: bool = True,
-        prefetch: int = 2,
-    ) -> History:
-        """Trains for some epochs, evaluating after each; returns what the epochs brought.
-
-        A run that has ended in the folder already is not done again: its result is loaded. One
-        that was cut off goes on after its newest checkpoint, at any number of workers.
-
-        Args:
-            train: What is learned from.
-            validation: What `val_...` is measured on.
-            epochs: Times that every sample is seen.
-            global_batch: Samples of one update, over all workers.
-            micro_batch: Samples of one forward pass; it divides `global_batch`. Part of the
-                result. By default the largest divisor up to 32.
-            last_batch: What becomes of an epoch's last batch if it is short.
-            augment: Transforms of the training inputs' raw values.
-            verify: Compare all shards with their digests first.
-            prefetch: Batches that the loader prepares ahead.
-
-        Raises:
-            ConfigError: the sizes don't fit each other, the data or the number of workers.
-            DataError: a column is missing, or a shard is damaged.
-            StorageError: the run's folder can't be written.
-            NonFiniteError: a loss or gradient is not finite; on all workers at the same step.
-        """
-        if epochs < 1 or global_batch < 1:
-            raise ConfigError(
-                f"epochs is {epochs} and global_batch {global_batch}; both must be 1 or more"
-            )
-        self._fix_kernels()  # another trainer of this process may have set others
-        size = default_micro_batch(global_batch) if micro_batch is None else micro_batch
-        plan = BatchPlan(train.num_rows, global_batch, size, last_batch)
-        plan.check_world_size(self._world.size)
-        self._scaling = self._scaling_by(train)
-        recipe = self._recipe(train, shuffle=True, transforms=tuple(augment))
-        metrics = self._metric_set(train)
-        self._check_monitor(metrics, validation)
-        for dataset in filter(None, (train, validation)):
-            dataset.column(self._inputs), dataset.column(self._target)
-            if verify:
-                dataset.verify(rank=self._world.rank, world_size=self._world.size)
-        self.optimizer = checked_optimizer(self._make_optimizer, self.model)
-        step = self._training_step(self.optimizer, plan, metrics)
-        identity = self._settings | run_identity(
-            self.model, self.optimizer, plan, recipe, train=train, validation=validation
-        )
-        with open_recording(
-            self._world, self._folder, identity, self._job, fresh=self._fresh, show=self._progress
-        ) as recording:
-            if recording.is_finished(epochs):
-                return recording.load_result(self.model)
-            last = epochs * plan.steps_per_epoch
-            state, best = recording.take_up(self.model, self.optimizer, last)
-            recording.begin(plan, epochs, self._checkpoint)
-            with self._loader(train, recipe, plan, range(state.step, last), prefetch) as batches:
-                best = self._loop(
-                    state,
-                    plan,
-                    last,
-                    best=best,
-                    training_step=step,
-                    batches=batches,
-                    validation=validation,
-                    metrics=metrics,
-                    recording=recording,
-                )
-            if best:
-                self.model.load_state_dict(best)
-            return recording.finish(self.model, restored=bool(best))
-
-    def _loop(
-        self,
-        state: RunState,
-        plan: BatchPlan,
-        last_step: int,
-        *,
-        best: dict[str, torch.Tensor],
-        training_step: TrainingStep,
-        batches: Loader,
-        validation: Dataset | None,
-        metrics: MetricSet,
-        recording: Recording,
+    def run(
+        self, state: RunState, best: dict[str, torch.Tensor], last_step: int
     ) -> dict[str, torch.Tensor]:
         """Every step that is left of the run, and a verdict at each epoch's end.
 
         Returns:
             The best epoch's weights, where they are to be restored.
+
+        Raises:
+            StopAskedError: a worker was asked to stop; on all workers after the same step.
         """
-        rule, optimizer = self._early_stopping, training_step.optimizer
+        rule, recording, steps_per_epoch = (
+            self.early_stopping,
+            self.recording,
+            self.plan.steps_per_epoch,
+        )
         seen, began = 0, time.monotonic()
         self.model.train()
-        while state.step < last_step and not state.stopped:
-            batch = plan.batch(state.step)
-            result = training_step(batch, to_device(next(batches).columns, self._world.device))
-            state, seen = state.after_step(result.totals), seen + batch.num_samples
-            recording.step(result)
-            if state.step % plan.steps_per_epoch == 0 and state.totals is not None:
+        while not state.stopped and (state.step < last_step or state.totals is not None):
+            if not state.ends_epoch(steps_per_epoch):
+                batch = self.plan.batch(state.step)
+                columns = to_device(next(self.batches).columns, self.device)
+                result = self.training_step(batch, columns, self.raised)
+                state, seen = state.after_step(result.totals), seen + batch.num_samples
+                recording.step(result, state)
+                if any(result.flags):
+                    raise StopAskedError(result.flags)
+            if state.ends_epoch(steps_per_epoch) and state.totals is not None:
                 rate = seen / (time.monotonic() - began)
-                scores = state.totals.scores(metrics)
-                if validation is not None:
-                    scores |= self._evaluate(validation, metrics).scores(metrics, prefix="val_")
+                scores = state.totals.scores(self.metrics)
+                if self.evaluate is not None:
+                    scores |= self.evaluate(self.raised).scores(self.metrics, prefix="val_")
                 check_finite(self.model, state.step)
-                seconds = time.monotonic() - began
-                record = EpochRecord(batch.epoch + 1, state.step, scores, seconds, rate)
+                epoch, seconds = state.step // steps_per_epoch, time.monotonic() - began
+                record = EpochRecord(epoch, state.step, scores, seconds, rate)
                 recording.epoch(record)
                 verdict = judge(rule, state.progress, record.epoch, scores)
                 state = state.after_epoch(record, verdict)
                 if verdict.improved and rule is not None and rule.restore_best:
                     best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
                 seen, began = 0, time.monotonic()
-            recording.state(state, self.model, optimizer, best)
+            recording.state(state, self.model, self.training_step.optimizer, best)
         return best
-
-    def evaluate(self, dataset: Dataset) -> dict[str, float]:
-        """The mean loss and all metrics over a whole data set, exact at any number of workers.
-
-        Inputs are scaled as in the last `fit`; before one, by the data set's own statistics.
-        """
-        metrics = self._metric_set(dataset)
-        return self._evaluate(dataset, metrics).scores(metrics)
-
-    def predict(self, dataset: Dataset) -> torch.Tensor:
-        """The model's outputs `(N, ...)` for all rows in their order, on every worker's host."""
-        run = self._own_step or self._outputs_only
-        target = (self._target,) if self._target in dataset.columns else ()
-        recipe = self._recipe(dataset, columns=(self._inputs, *target))
-        return Evaluation(self.model, run, self._world, self._seed).outputs(dataset, recipe)
-
-    def _evaluate(self, dataset: Dataset, metrics: MetricSet) -> LedgerTotals:
-        run = self._own_step or self._standard_step
-        evaluation = Evaluation(self.model, run, self._world, self._seed)
-        return evaluation.totals(dataset, self._recipe(dataset), metrics, target=self._target)
-
-    def _standard_step(self, model: torch.nn.Module, columns: Columns) -> MicroBatchResult:
-        outputs = model(columns[self._inputs])
-        loss_sum, weight = self._loss(outputs, columns[self._target])
-        return loss_sum, weight, outputs
-
-    def _outputs_only(self, model: torch.nn.Module, columns: Columns) -> MicroBatchResult:
-        """A standard step without its loss: a prediction needs no target."""
-        return torch.zeros(()), 0.0, model(columns[self._inputs])
-
-    def _recipe(
-        self,
-        dataset: Dataset,
-        *,
-        columns: tuple[str, ...] | None = None,
-        shuffle: bool = False,
-        transforms: tuple[Transform, ...] = (),
-    ) -> Recipe:
-        """How batches are made; a `micro_batch_step` may want any column and gets all."""
-        if self._own_step is not None:
-            columns = tuple(dataset.columns)
-        return Recipe(
-            columns=columns or (self._inputs, self._target),
-            seed=self._seed,
-            shuffle=shuffle,
-            augmented=self._inputs,
-            transforms=transforms,
-            standardized=self._scaling or self._scaling_by(dataset),
-        )
-
-    def _scaling_by(self, dataset: Dataset) -> dict[str, Standardization]:
-        found = standardization(dataset, self._inputs, scaled=self._standardize)
-        return {} if found is None else {self._inputs: found}
-
-    def _loader(
-        self,
-        train: Dataset,
-        recipe: Recipe,
-        plan: BatchPlan,
-        steps: range,
-        depth: int,
-    ) -> Loader:
-        rank, size = self._world.rank, self._world.size
-
-        def spans() -> Iterator[Span]:
-            for number in steps:
-                batch = plan.batch(number)
-                yield Span(batch.epoch, *batch.positions(batch.owned(rank, size)))
-
-        return Loader(
-            train,
-            recipe,
-            spans(),
-            max_rows=min(-(-plan.num_micro_batches // size) * plan.micro_batch, train.num_rows),
-            depth=depth,
-            pin_memory=self._world.device.type == "cuda",
-        )
-
-    def _metric_set(self, dataset: Dataset) -> MetricSet:
-        return MetricSet(
-            self._metrics,
-            len(dataset.column(self._target).classes),
-            ignore_index=self._loss.ignore_index,
-            threshold=self._loss.threshold,
-        )
-
-    def _check_monitor(self, metrics: MetricSet, validation: Dataset | None) -> None:
-        known = ["loss", *metrics.names]
-        if validation is not None:
-            known += [f"val_{name}" for name in known]
-        for rule in (self._early_stopping, self._checkpoint):
-            if rule is not None:
-                rule.check(known)
-
-    def _training_step(
-        self, optimizer: torch.optim.Optimizer, plan: BatchPlan, metrics: MetricSet
-    ) -> TrainingStep:
-        return TrainingStep(
-            self.model,
-            optimizer,
-            self._own_step or self._standard_step,
-            metrics,
-            self._world,
-            target=self._target,
-            seed=self._seed,
-            global_batch=plan.global_batch,
-            schedule=self._schedule,
-            clip=self._clip,
-            rows_at=lambda epoch, start, stop: ShuffledOrder(plan.num_rows, self._seed, epoch).rows(
-                start, stop
-            ),
-        )

@@ -8,10 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from distrain.coordinator.stops import InterruptedAgainError, StoppedError
 from distrain.errors import ExitCode, exit_code_of, is_for_the_user
 
 REPORTS = "DISTRAIN_REPORTS"
 """Environment variable: the folder that failing workers leave their reports in."""
+
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""The signals that the launcher hands on to its workers."""
+
+_NOT_RETRIED = frozenset(
+    {
+        *(ExitCode.USAGE, ExitCode.DATA, ExitCode.FAULT, ExitCode.STORAGE),
+        *(ExitCode.STOPPED, ExitCode.CONFIG, ExitCode.CTRL_C),
+    }
+)
 
 _LOST_PEER = re.compile(r"/gloo/|NCCL error|TCPStore|Connection (closed|reset) by peer")
 
@@ -22,7 +33,7 @@ class TerminatedError(BaseException):
     def __init__(self, number: int) -> None:
         """Names the signal."""
         super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.exit_code = 128 + number
+        self.number, self.exit_code = number, 128 + number
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ def report_of(error: BaseException, rank: int, time_ns: int) -> Report:
     if isinstance(error, TerminatedError):
         return Report(rank, time_ns, error.exit_code, str(error), lost_peer=False)
     if isinstance(error, KeyboardInterrupt):
-        text = "interrupted"
+        text = str(error) or "interrupted"
     elif is_for_the_user(error):
         text = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])])
     else:
@@ -92,22 +103,39 @@ def first_cause(reports: Sequence[Report], exit_codes: Mapping[int, int]) -> Cau
     ordered = sorted(reports, key=lambda report: report.time_ns)
     own = [report for report in ordered if not report.lost_peer]
     if own:
-        return Cause(own[0].rank, own[0].exit_code, own[0].text)
+        stopped = own[0].exit_code == ExitCode.STOPPED
+        return Cause(0 if stopped else own[0].rank, own[0].exit_code, own[0].text)
     reported = {report.rank for report in reports}
     silent = sorted((rank, code) for rank, code in exit_codes.items() if rank not in reported)
-    # Once one has failed, the agent ends the others by SIGTERM: that is the last to be a cause.
-    killed = [(rank, code) for rank, code in silent if code < 0 and code != -signal.SIGTERM]
+    killed = [(rank, code) for rank, code in silent if code < 0]
     left = [(rank, code) for rank, code in silent if code > 0]
     for rank, code in (*killed, *left):
         return _silent_cause(rank, code)
     if ordered:
         return Cause(ordered[0].rank, ordered[0].exit_code, ordered[0].text)
-    for rank, code in silent:
-        return _silent_cause(rank, code)
     return Cause(0, ExitCode.WORKER_LOST, "a worker was lost")
 
 
+def is_retried(cause: Cause) -> bool:
+    """Whether to start the workers again may help; the same fault would come back."""
+    return cause.exit_code not in _NOT_RETRIED
+
+
+def forced_end(asked: signal.Signals, grace_s: float, *, enough: bool) -> Cause:
+    """The cause where workers that were asked to stop are ended: Ctrl-C again, or no time left."""
+    if enough:
+        return Cause(0, ExitCode.CTRL_C, str(InterruptedAgainError()))
+    return Cause(
+        0,
+        ExitCode.WORKER_LOST,
+        f"the workers did not end within {grace_s:g} s after {asked.name}, and were killed: what "
+        "came after the last checkpoint is lost",
+    )
+
+
 def _silent_cause(rank: int, code: int) -> Cause:
+    if code == ExitCode.STOPPED:
+        return Cause(0, code, str(StoppedError("a signal")))
     if code > 0:
         return Cause(rank, code, f"worker {rank} ended with exit code {code} and said nothing")
     name = signal.Signals(-code).name

@@ -5,82 +5,86 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from distrain.errors import ExitCode
-from launch.failure import REPORTS, Cause, TerminatedError, first_cause, read_reports
+from distrain.coordinator.stops import BEGAN, LAUNCHER
+from launch.failure import REPORTS, Cause, TerminatedError
 from launch.worker import failure_of
 
 MONITOR_EVERY_S = 0.1
 """How often the agent looks after its workers."""
 
+GRACE_S = 30.0
+"""Time that workers have to end after a signal, unless the job says otherwise."""
 
-def run_workers(arguments: Sequence[str], workers: int) -> Cause | None:
+
+def run_workers(
+    arguments: Sequence[str],
+    workers: int,
+    *,
+    max_restarts: int | None = None,
+    grace_s: float = GRACE_S,
+) -> Cause | None:
     """Runs `python -m launch.worker ARGUMENTS` as a group of workers; the cause of a failure.
 
-    One worker runs in this very process, so that a debugger has a terminal. When one of several
-    fails, all end. Ctrl-C and SIGTERM end all of them.
+    One worker runs in this very process, so that a debugger has a terminal; nobody is left to start
+    it again if it dies, so with `max_restarts` it is a process of its own. When one of several
+    fails, all end. Signals are handed on to all of them.
+
+    Args:
+        arguments: Of `launch.worker`.
+        workers: How many.
+        max_restarts: How often all workers are started again when one is lost; None for never.
+        grace_s: Workers that have been asked to stop are killed after so long.
     """
-    if workers == 1:
-        signal.signal(signal.SIGTERM, _terminate)
+    os.environ[BEGAN] = repr(time.monotonic())
+    signal.signal(signal.SIGTERM, _terminate)
+    if workers == 1 and not max_restarts:
         report = failure_of(arguments, rank=0)
         return None if report is None else Cause(0, report.exit_code, report.text)
-    with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
-        return _run_group(arguments, workers, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="distrain-", ignore_cleanup_errors=True) as folder:
+        return _run_group(arguments, workers, max_restarts or 0, grace_s, Path(folder))
 
 
-def _run_group(arguments: Sequence[str], workers: int, folder: Path) -> Cause | None:
+def _run_group(
+    arguments: Sequence[str], workers: int, max_restarts: int, grace_s: float, folder: Path
+) -> Cause | None:
     # Imported here: torch takes 2 s, and one worker or a job that is refused has no need of it.
-    from torch.distributed.elastic.multiprocessing import (  # noqa: PLC0415
-        DefaultLogsSpecs,
-        SignalException,
-    )
-    from torch.distributed.elastic.multiprocessing.errors import (  # noqa: PLC0415
-        ChildFailedError,
-    )
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # noqa: PLC0415
+    from torch.distributed.elastic.agent.server.api import WorkerSpec  # noqa: PLC0415
 
     from launch import loopback  # noqa: PLC0415
+    from launch.agent import Agent  # noqa: PLC0415
 
     # The cause is shown once, by us; the agent would log it, and what follows from it, again.
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ[REPORTS] = str(folder)
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Between the workers of one machine nothing has to leave it.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=workers,
-        run_id="distrain",
-        rdzv_backend=loopback.NAME,
-        rdzv_endpoint=str(folder / "rendezvous"),
-        local_addr=loopback.ADDRESS,
-        max_restarts=0,
-        monitor_interval=MONITOR_EVERY_S,
-        logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
-    )
-    try:
+    rendezvous = loopback.rendezvous(folder / "rendezvous")
+    spec = WorkerSpec(
+        role="default",
+        local_world_size=workers,
+        entrypoint=sys.executable,
         # -P: a file of the user's called launch.py must not be taken for this package.
-        elastic_launch(config, sys.executable)("-P", "-m", "launch.worker", *arguments)
-    except ChildFailedError as error:
-        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        return first_cause(read_reports(folder), codes)
-    except SignalException as error:
-        return _stopped_by(error.sigval)
-    except KeyboardInterrupt:
-        return _stopped_by(signal.SIGINT)
-    return None
+        args=("-P", "-m", "launch.worker", *arguments),
+        rdzv_handler=rendezvous,
+        max_restarts=max_restarts,
+        monitor_interval=MONITOR_EVERY_S,
+        local_addr=loopback.ADDRESS,
+    )
+    agent = Agent(spec, folder, grace_s)
+    try:
+        result = agent.run()
+    finally:
+        rendezvous.shutdown()
+    return agent.cause if result is None or result.is_failed() else None
 
 
 def _terminate(number: int, _frame: object) -> None:
     raise TerminatedError(number)
-
-
-def _stopped_by(number: signal.Signals) -> Cause:
-    if number == signal.SIGINT:
-        return Cause(0, ExitCode.CTRL_C, "interrupted")
-    return Cause(0, 128 + number, f"stopped by {number.name}")

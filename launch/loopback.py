@@ -7,13 +7,10 @@ loopback alone.
 """
 
 import socket
+from pathlib import Path
 
 from torch._C._distributed_c10d import FileStore, TCPStore  # where they are typed
-from torch.distributed.elastic.rendezvous import (
-    RendezvousHandler,
-    RendezvousParameters,
-    rendezvous_handler_registry,
-)
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
@@ -31,7 +28,19 @@ class FileBackend(C10dRendezvousBackend):
 
 
 class LoopbackRendezvous(DynamicRendezvousHandler):
-    """Torch elastic's own rendezvous, with a store that is bound to loopback."""
+    """Torch elastic's own rendezvous, with a store that is bound to loopback, new for each start.
+
+    Torch 2.13 hands the first start's store to all later ones, and workers no longer keep theirs
+    apart in it: those that start again would look for the addresses of the dead (gloo: "connection
+    refused", or a wait of 30 minutes).
+    """
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """As torch elastic's, with a new store."""
+        self._bootstrap_store_info = None
+        self._shared_tcp_store_server = None
+        info: RendezvousInfo = super().next_rendezvous()
+        return info
 
     def _create_tcp_store_server(self, master_addr: str, master_port: int) -> TCPStore:  # noqa: ARG002 - the base's signature
         listener = socket.create_server((ADDRESS, master_port))
@@ -41,19 +50,10 @@ class LoopbackRendezvous(DynamicRendezvousHandler):
         )
 
 
-def create(parameters: RendezvousParameters) -> RendezvousHandler:
-    """A rendezvous whose endpoint is the path of a file."""
-    store = FileStore(parameters.endpoint)
-    backend = FileBackend(store, parameters.run_id)
+def rendezvous(path: Path) -> RendezvousHandler:
+    """A rendezvous of one agent that is kept in the file `path`."""
+    store = FileStore(str(path))
     handler: RendezvousHandler = LoopbackRendezvous.from_backend(
-        parameters.run_id,
-        store,
-        backend,
-        parameters.min_nodes,
-        parameters.max_nodes,
-        local_addr=ADDRESS,
+        NAME, store, FileBackend(store, NAME), min_nodes=1, max_nodes=1, local_addr=ADDRESS
     )
     return handler
-
-
-rendezvous_handler_registry.register(NAME, create)

@@ -11,15 +11,18 @@ from typing import NoReturn
 from data_pipeline.errors import DataError, StorageError
 from distrain import __version__
 from distrain.errors import DistrainError, ExitCode, UsageError, exit_code_of
-from launch.failure import Cause
+from launch.failure import Cause, TerminatedError, report_of
 
 _TRAIN_USAGE = """\
-usage: distrain train JOB [--workers N] [--fresh] [--section.field VALUE ...]
+usage: distrain train JOB [--workers N] [--max-restarts N] [--fresh]
+                      [--section.field VALUE ...]
 
 Trains as a TOML job file says, on the workers of this machine.
 
   JOB                    a job file, such as examples/digits.toml
   --workers N            how many workers; one a GPU, or 1, unless given
+  --max-restarts N       how often all workers start again when one is lost, from
+                         the last checkpoint (10; with one worker 0)
   --fresh                move a run that stands in the run's folder aside
   --section.field VALUE  set any field of the job, such as --optimizer.lr 0.05;
                          `distrain train JOB --help` lists them all
@@ -39,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         cause = _run(sys.argv[1:] if arguments is None else list(arguments))
     except (DistrainError, DataError, StorageError) as error:
         cause = Cause(0, exit_code_of(error), str(error))
-    except KeyboardInterrupt:
-        cause = Cause(0, ExitCode.CTRL_C, "interrupted")
+    except (KeyboardInterrupt, TerminatedError) as error:
+        report = report_of(error, 0, 0)
+        cause = Cause(0, report.exit_code, report.text)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         cause = None
@@ -77,11 +81,15 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train as a job file says", add_help=False)
     train.add_argument("job", type=Path, nargs="?")
     train.add_argument("--workers", type=int)
+    train.add_argument("--max-restarts", type=int)
     train.add_argument("--fresh", action="store_true")
     train.add_argument("-h", "--help", action="store_true")
 
     launch = commands.add_parser("launch", help="run a script that uses distrain on workers")
     launch.add_argument("--workers", type=int, help="workers on this machine (one a GPU, or 1)")
+    launch.add_argument(
+        "--max-restarts", type=int, help="starts again when a worker is lost (default 0)"
+    )
     launch.add_argument("script", type=Path, metavar="SCRIPT")
     launch.add_argument("rest", nargs=argparse.REMAINDER, metavar="ARGS", help="for the script")
     return parser
@@ -132,7 +140,19 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> Cause | None:
             return None
     if known.job is None:
         raise UsageError(f"train needs a job file\n{_TRAIN_USAGE}")
-    return train_command.train(known.job, known.workers, overrides, fresh=known.fresh)
+    return train_command.train(
+        known.job,
+        known.workers,
+        overrides,
+        fresh=known.fresh,
+        max_restarts=_checked_restarts(known.max_restarts),
+    )
+
+
+def _checked_restarts(given: int | None) -> int | None:
+    if given is not None and given < 0:
+        raise UsageError(f"--max-restarts is {given}; give 0 or more")
+    return given
 
 
 def _launch(known: argparse.Namespace) -> Cause | None:
@@ -142,7 +162,11 @@ def _launch(known: argparse.Namespace) -> Cause | None:
     if not known.script.is_file():
         raise UsageError(f"there is no script {known.script}")
     arguments = ["script", str(known.script), *known.rest]
-    return run_workers(arguments, check_workers(known.workers))
+    return run_workers(
+        arguments,
+        check_workers(known.workers),
+        max_restarts=_checked_restarts(known.max_restarts),
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,17 +11,29 @@ from data_pipeline.durable import write_whole
 from data_pipeline.errors import DataError, StorageError
 from data_pipeline.manifest import read_manifest
 from distrain.config import Job, default_micro_batch
-from distrain.errors import UsageError
+from distrain.coordinator.generation import mark_in
+from distrain.coordinator.stops import StoppedError
+from distrain.errors import ExitCode, UsageError
 from distrain.job_file import job_tables, job_toml, override, read_job, with_folder
 from distrain.parallel.split import BatchPlan
-from launch.failure import Cause
+from launch.failure import Cause, TerminatedError
 from launch.local import run_workers
+
+MOST_RESTARTS = 10
+"""How often several workers are started again after one is lost, unless the command says."""
 
 
 def train(
-    path: Path, workers: int | None, overrides: Sequence[str], *, fresh: bool
+    path: Path,
+    workers: int | None,
+    overrides: Sequence[str],
+    *,
+    fresh: bool,
+    max_restarts: int | None = None,
 ) -> Cause | None:
     """Checks the job as far as can be done without starting it, then runs it.
+
+    Several workers are started again up to ten times when one is lost, unless said otherwise.
 
     Raises:
         UsageError, ConfigError, DataError: the job can't be run; nothing was started.
@@ -32,10 +45,27 @@ def train(
     with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
         resolved = Path(folder) / "job.toml"
         resolved.write_bytes(job_toml(job_tables(job)))
-        cause = run_workers(["job", str(resolved), *(["--fresh"] if fresh else [])], size)
-    if cause is not None and job.run.dir is not None:
-        note_failure(Path(job.run.dir), cause)
+        before = mark_in(Path(str(job.run.dir)))
+        if max_restarts is None and size > 1:
+            max_restarts = MOST_RESTARTS
+        try:
+            cause = run_workers(
+                ["job", str(resolved), *(["--fresh"] if fresh else [])],
+                size,
+                max_restarts=max_restarts,
+                grace_s=job.run.grace_s,
+            )
+        except KeyboardInterrupt:
+            cause = _stopped_at_start("SIGINT")
+        except TerminatedError as error:
+            cause = _stopped_at_start(signal.Signals(error.number).name)
+    if cause is not None and mark_in(Path(str(job.run.dir))) != before:
+        note_failure(Path(str(job.run.dir)), cause)
     return cause
+
+
+def _stopped_at_start(reason: str) -> Cause:
+    return Cause(0, ExitCode.STOPPED, str(StoppedError(reason)))
 
 
 def check_workers(workers: int | None) -> int:
@@ -81,9 +111,9 @@ def check_job(job: Job, workers: int) -> None:
 
 
 def note_failure(folder: Path, cause: Cause) -> None:
-    """Sets a status that still says "running" right: the worker that writes it was lost.
+    """Has the status name the cause: the worker that writes it was lost, or lost the others first.
 
-    The status of a live run, which has refused this one its folder, is left alone.
+    To be called where this start has had the folder; a run that holds it now is left alone.
     """
     path = folder / "status.json"
     try:
@@ -92,7 +122,7 @@ def note_failure(folder: Path, cause: Cause) -> None:
         status = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return
-    if status.get("state") == "running":
+    if status.get("state") in ("running", "failed"):
         status |= {"state": "failed", "reason": cause.text, "exit_code": int(cause.exit_code)}
         try:
             write_whole(path, json.dumps(status, indent=2).encode() + b"\n")

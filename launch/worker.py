@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from launch.failure import REPORTS, Report, report_of, write_report
+from distrain.coordinator.stops import InterruptedAgainError, StoppedError
+from distrain.errors import ExitCode
+from launch.failure import ASKING, REPORTS, Report, TerminatedError, report_of, write_report
 
 _PR_SET_PDEATHSIG = 1
 
@@ -25,16 +27,30 @@ def run(arguments: Sequence[str]) -> None:
     """Runs a job or a script in this process; errors are the caller's."""
     kind, target, *rest = arguments
     if kind == "job":
+        _run_job(Path(target), fresh="--fresh" in rest)
+        return
+    # A script's signals are its own: those of the launcher's that wait come now.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+    sys.argv = [target, *rest]
+    sys.path.insert(0, str(Path(target).resolve().parent))
+    runpy.run_path(target, run_name="__main__")
+
+
+def _run_job(path: Path, *, fresh: bool) -> None:
+    """Trains; a signal before training begins or after it has ended finds all saved."""
+    try:
         from distrain.job_file import read_job  # noqa: PLC0415 - torch takes 2 s to import, and
         from distrain.run_job import run_job  # noqa: PLC0415 - a failing launcher has no need of it
 
         # A model named as PACKAGE.MODULE:FUNCTION is looked for where the job was started.
         sys.path.insert(0, str(Path.cwd()))
-        run_job(read_job(Path(target)), fresh="--fresh" in rest)
-        return
-    sys.argv = [target, *rest]
-    sys.path.insert(0, str(Path(target).resolve().parent))
-    runpy.run_path(target, run_name="__main__")
+        run_job(read_job(path), fresh=fresh)
+    except InterruptedAgainError:
+        raise
+    except KeyboardInterrupt as error:
+        raise StoppedError("SIGINT") from error
+    except TerminatedError as error:
+        raise StoppedError(signal.Signals(error.number).name) from error
 
 
 def failure_of(arguments: Sequence[str], rank: int) -> Report | None:
@@ -44,6 +60,9 @@ def failure_of(arguments: Sequence[str], rank: int) -> Report | None:
     """
     try:
         run(arguments)
+    except StoppedError as error:
+        code = int(ExitCode.STOPPED)
+        return Report(rank, time.monotonic_ns(), code, str(error), lost_peer=False)
     except SystemExit as error:
         if error.code in (None, 0):
             return None

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,9 @@ from distrain.coordinator.run_state import RunState, load_optimizer, optimizer_t
 from distrain.errors import ConfigError
 from distrain.parallel.communicator import broadcast_bytes
 from distrain.parallel.world import World
+
+TRY_AGAIN_S = 10.0
+"""After a checkpoint could not be written."""
 
 MODEL, OPTIMIZER, BEST = "model", "optimizer", "best"
 
@@ -88,11 +91,11 @@ def superfluous_steps(
 
 
 def contents(
-    state: RunState, model: torch.nn.Module, optimizer: torch.optim.Optimizer, best: Tensors
+    state: RunState, model: Tensors, optimizer: torch.optim.Optimizer, best: Tensors
 ) -> CheckpointContents:
-    """All of a run's state, as a checkpoint holds it."""
+    """All of a run's state, as a checkpoint holds it; `model` is the module's state."""
     tensors, numbers = optimizer_tensors(optimizer)
-    groups: dict[str, Tensors] = {MODEL: model.state_dict(), OPTIMIZER: tensors}
+    groups: dict[str, Tensors] = {MODEL: model, OPTIMIZER: tensors}
     if best:
         groups[BEST] = best
     return CheckpointContents(groups, {"run": state.to_json(), "optimizer": numbers})
@@ -101,14 +104,20 @@ def contents(
 class CheckpointKeeper:
     """Rank 0's part: writes what is due, and removes what is superfluous."""
 
-    def __init__(self, policy: Checkpoint, root: Path) -> None:
-        """`root` is the run's `checkpoints` folder; it need not exist."""
-        self._policy, self._root = policy, root
+    def __init__(self, policy: Checkpoint, root: Path, check: Callable[[], None]) -> None:
+        """`root` is the run's `checkpoints` folder; it need not exist.
+
+        `check` raises where another start of the run has taken over.
+        """
+        self._policy, self._root, self._check = policy, root, check
         self._last = time.monotonic()
+        self._again: float | None = None
 
     def is_due(self, state: RunState) -> bool:
         """Whether the state after this step is to be written."""
         policy = self._policy
+        if self._again is not None and time.monotonic() >= self._again:
+            return True
         if policy.every_steps is not None and state.step % policy.every_steps == 0:
             return True
         if (
@@ -122,11 +131,18 @@ class CheckpointKeeper:
     def write(self, state: RunState, written: CheckpointContents) -> Path:
         """Writes a checkpoint, then removes those that need not be kept.
 
+        One that could not be written is tried again soon, of the step that the run is at then.
+
         Raises:
             StorageError: it could not be written; the earlier ones stand.
+            ConfigError: a newer start has taken the run over.
         """
+        self._check()
         self._last = time.monotonic()
+        self._again = self._last + TRY_AGAIN_S
         folder = write_checkpoint(self._root, state.step, written)
+        self._again = None
+        self._check()
         for step in superfluous_steps(self._policy, steps_in(self._root), state.epochs):
             _remove(self._root / folder_name(step))
         return folder

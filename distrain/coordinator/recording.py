@@ -1,13 +1,13 @@
 """A run's outside: rank 0 holds the folder and tells the observers; the others do nothing."""
 
 import json
-import math
+import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -19,11 +19,11 @@ from distrain.coordinator.checkpointing import (
     contents,
     take_up,
 )
+from distrain.coordinator.event_log import EVENTS, EventLog, recorded_epochs
+from distrain.coordinator.history import History
 from distrain.coordinator.observers import (
-    EVENTS,
     Ending,
     EpochRecord,
-    EventLog,
     Observer,
     TensorBoardLog,
     finite_or_none,
@@ -33,41 +33,21 @@ from distrain.coordinator.run_folder import (
     DONE,
     FAILED,
     RESULT,
+    STOPPED,
     RunFolder,
     load_model,
     numerics_fingerprint,
 )
 from distrain.coordinator.run_state import RunState
+from distrain.coordinator.stops import StopAskedError, StoppedError, reason_of
 from distrain.errors import ConfigError, ExitCode, NonFiniteError, exit_code_of
 from distrain.parallel.communicator import broadcast_bytes
 from distrain.parallel.split import BatchPlan
 from distrain.parallel.world import World
-from distrain.step import StepResult
+from distrain.step import StepResult, TrainingStep
 
-
-@dataclass(frozen=True)
-class History:
-    """What a run brought.
-
-    Attributes:
-        epochs: A record each.
-        best_epoch: By early stopping's score, counted from 1; None without early stopping.
-        result: The file with the final weights; None for a run without a folder.
-    """
-
-    epochs: tuple[EpochRecord, ...]
-    best_epoch: int | None = None
-    result: Path | None = None
-
-    def __getitem__(self, name: str) -> list[float]:
-        """A score by epoch: `history["val_loss"]`.
-
-        Raises:
-            KeyError: this run has not measured it; names those that it has.
-        """
-        if self.epochs and name not in self.epochs[0].scores:
-            raise KeyError(f"{name!r}; this run has measured {', '.join(self.epochs[0].scores)}")
-        return [record.scores[name] for record in self.epochs]
+LAST_SAVE_PAUSES_S = (0.2, 1.0)
+"""Before a run that is asked to stop tries again to save."""
 
 
 class Recording:
@@ -82,6 +62,9 @@ class Recording:
         self._keeper: CheckpointKeeper | None = None
         self._damaged: list[str] = []
         self._state, self._planned = RunState(), 0
+        self._best: Mapping[str, torch.Tensor] = {}
+        self._taken_up_at = 0
+        self._writing = threading.Lock()
         self._began = time.monotonic()
 
     def is_finished(self, epochs: int) -> bool:
@@ -111,7 +94,7 @@ class Recording:
         if self._folder:
             result = self._folder.path / RESULT
             load_model(model, result)
-            epochs = _recorded_epochs(self._folder.path / EVENTS)
+            epochs = recorded_epochs(self._folder.path / EVENTS)
             best = self._folder.status().get("best_epoch")
             told = json.dumps([best, RunState(epochs=epochs).to_json()]).encode()
             if self._show:
@@ -149,6 +132,7 @@ class Recording:
         found = None if newest is None else newest.contents
         self._damaged = [] if newest is None else newest.damaged
         self._state, best = take_up(found, model, optimizer, self._world)
+        self._best, self._taken_up_at = best, self._state.step
         return self._state, best
 
     def begin(self, plan: BatchPlan, epochs: int, policy: Checkpoint | None) -> None:
@@ -160,10 +144,11 @@ class Recording:
                 environment = numerics_fingerprint(self._world.device, torch.get_num_threads())
                 environment["world_size"] = self._world.size
                 self._folder.begin(self._job, environment, epochs, goes_on=step > 0)
-                self._observers.append(EventLog(self._folder.path, step))
+                check = self._folder.check_generation
+                self._observers.append(EventLog(self._folder.path, step, check))
                 self._observers.append(TensorBoardLog(self._folder.path, step))
                 if policy is not None:
-                    self._keeper = CheckpointKeeper(policy, self._folder.checkpoints)
+                    self._keeper = CheckpointKeeper(policy, self._folder.checkpoints, check)
             if self._show:
                 self._observers.append(progress_observer())
         for observer in self._observers:
@@ -177,8 +162,9 @@ class Recording:
         for observer in self._observers:
             observer.note(event, text, **fields)
 
-    def step(self, result: StepResult) -> None:
-        """A step was done."""
+    def step(self, result: StepResult, state: RunState) -> None:
+        """A step was done, and `state` is the run's after it."""
+        self._state = state
         for observer in self._observers:
             observer.step(result)
 
@@ -199,17 +185,91 @@ class Recording:
         A checkpoint that can't be written is said so, and the run goes on: it is tried again when
         the next one is due.
         """
-        self._state = state
+        self._state, self._best = state, best
         if self._keeper is None or not self._keeper.is_due(state):
             return
-        began = time.monotonic()
         try:
-            folder = self._keeper.write(state, contents(state, model, optimizer, best))
+            self._write(self._keeper, model.state_dict(), optimizer)
         except StorageError as error:
             self._note("checkpoint_failed", f"no checkpoint at step {state.step}: {error}")
-            return
+
+    def _write(
+        self, keeper: CheckpointKeeper, model: Mapping[str, torch.Tensor], optimizer: Any
+    ) -> None:
+        """Writes the state as it stands; one thread at a time."""
+        began = time.monotonic()
+        with self._writing:
+            state = self._state
+            folder = keeper.write(state, contents(state, model, optimizer, self._best))
         seconds = round(time.monotonic() - began, 4)
         self._note("checkpoint", f"wrote {folder.name}", step=state.step, seconds=seconds)
+
+    def stop(
+        self, asked: StopAskedError, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    ) -> NoReturn:
+        """Saves the state as it stands, and ends the run; called on every rank.
+
+        Rank 0 writes, and tells the others by a closing exchange how that went: none ends before.
+
+        Raises:
+            StoppedError: all is saved.
+            StorageError: it could not be; the last checkpoint stands.
+        """
+        reason = str(reason_of(asked.flags))
+        trouble = ""
+        if self._keeper is not None:
+            try:
+                self._save_last(self._keeper, reason, model.state_dict(), optimizer)
+            except StorageError as error:
+                trouble = f"stopped by {reason}, and the last save failed: {error}"
+        told = broadcast_bytes(trouble.encode(), self._world.communicator, self._world.device)
+        if told:
+            raise StorageError(told.decode())
+        raise StoppedError(reason)
+
+    def save_unfinished(self, reason: str, training_step: TrainingStep) -> None:
+        """No step has ended in time: saves the state after the last one, and ends the process.
+
+        Called by the thread that watches for stops, on every rank; rank 0 alone acts, and its end
+        is the others'. The main thread is in the middle of a step that nobody will miss.
+        """
+        if self._keeper is None:
+            return
+        code = ExitCode.STOPPED
+        try:
+            with ExitStack() as stack:
+                model: Mapping[str, torch.Tensor] = {}
+                if self._state.step > self._taken_up_at:
+                    model = stack.enter_context(training_step.at_rest(lambda: self._state.step))
+                self._save_last(self._keeper, reason, model, training_step.optimizer)
+                os._exit(code)
+        except StorageError as error:
+            say(f"stopped by {reason}, and the last save failed: {error}")
+            os._exit(ExitCode.STORAGE)
+
+    def _save_last(
+        self,
+        keeper: CheckpointKeeper,
+        reason: str,
+        model: Mapping[str, torch.Tensor],
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """Writes the state, unless this start has done no step, and notes the stop."""
+        step = self._state.step
+        if step > self._taken_up_at:
+            for pause_s in LAST_SAVE_PAUSES_S:
+                try:
+                    self._write(keeper, model, optimizer)
+                    break
+                except StorageError as error:
+                    self._note("checkpoint_failed", f"no checkpoint at step {step}: {error}")
+                    time.sleep(pause_s)
+            else:
+                self._write(keeper, model, optimizer)
+        self._end(Ending(f"stopped by {reason}", ExitCode.STOPPED))
+        self._write_status(STOPPED, f"stopped by {reason}", ExitCode.STOPPED)
+        if self._show:
+            say(f"stopped by {reason}: all is saved up to step {step}")
 
     def finish(self, model: torch.nn.Module, *, restored: bool) -> History:
         """Writes the result, and says how the run ended.
@@ -222,16 +282,8 @@ class Recording:
         result = self._folder.write_result(model) if self._folder else None
         self._end(Ending(reason, ExitCode.DONE, best))
         if self._folder:
-            self._folder.write_status(
-                DONE,
-                reason=reason,
-                exit_code=int(ExitCode.DONE),
-                epochs=self._planned,
-                epoch=len(epochs),
-                step=self._state.step,
-                best_epoch=best,
-                scores=_json_scores(epochs[-1].scores),
-            )
+            scores = _json_scores(epochs[-1].scores)
+            self._write_status(DONE, reason, ExitCode.DONE, best_epoch=best, scores=scores)
         if self._world.rank == 0 and self._show:
             self._say_summary(reason, best, result, restored=restored)
         return History(epochs, best, result)
@@ -241,14 +293,19 @@ class Recording:
         code = exit_code_of(error)
         details = {"rows": error.rows} if isinstance(error, NonFiniteError) else {}
         self._end(Ending(str(error) or type(error).__name__, code, details=details))
-        if self._folder and self._planned:
+        if self._planned:
+            self._write_status(FAILED, str(error) or type(error).__name__, code)
+
+    def _write_status(self, state: str, reason: str, code: ExitCode, **more: Any) -> None:
+        if self._folder:
             self._folder.write_status(
-                FAILED,
-                reason=str(error) or type(error).__name__,
+                state,
+                reason=reason,
                 exit_code=int(code),
                 epochs=self._planned,
                 epoch=len(self._state.epochs),
                 step=self._state.step,
+                **more,
             )
 
     def _end(self, ending: Ending) -> None:
@@ -294,13 +351,22 @@ def open_recording(
     with ExitStack() as stack:
         held: RunFolder | None = None
         if world.rank == 0 and folder is not None:
-            held = stack.enter_context(RunFolder(folder, identity, fresh=fresh))
+            held = stack.enter_context(
+                RunFolder(folder, identity, fresh=fresh and not _is_restart())
+            )
         recording = Recording(world, held, job, show=show)
         try:
             yield recording
+        except StoppedError:
+            raise
         except BaseException as error:
             _note(recording, error)
             raise
+
+
+def _is_restart() -> bool:
+    """Whether a launcher has started the workers again: what they left must not be put aside."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def _note(recording: Recording, error: BaseException) -> None:
@@ -309,26 +375,6 @@ def _note(recording: Recording, error: BaseException) -> None:
     except StorageError as second:
         # The first error is the one to report; that it could not be noted goes with it.
         error.add_note(f"(and this could not be noted in the run's folder: {second})")
-
-
-def _recorded_epochs(path: Path) -> tuple[EpochRecord, ...]:
-    known = ("event", "epoch", "step", "seconds", "samples_per_s", "time")
-    events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return tuple(
-        EpochRecord(
-            event["epoch"],
-            event["step"],
-            {
-                name: math.nan if score is None else score
-                for name, score in event.items()
-                if name not in known
-            },
-            event["seconds"],
-            event["samples_per_s"],
-        )
-        for event in events
-        if event["event"] == "epoch"
-    )
 
 
 def _json_scores(scores: Mapping[str, float]) -> dict[str, float | None]:

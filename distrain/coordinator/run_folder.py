@@ -20,7 +20,9 @@ from safetensors.torch import save as save_safetensors
 
 from data_pipeline.durable import write_whole
 from data_pipeline.errors import DataError, StorageError
-from distrain.coordinator.observers import EVENTS, TENSORBOARD
+from distrain.coordinator.event_log import EVENTS
+from distrain.coordinator.generation import GENERATION, Generation
+from distrain.coordinator.observers import TENSORBOARD
 from distrain.errors import ConfigError
 from distrain.job_file import IDENTITY, job_toml
 
@@ -31,7 +33,7 @@ ENVIRONMENT = "environment.json"
 LOCK = "lock"
 CHECKPOINTS = "checkpoints"
 
-RUNNING, DONE, FAILED = "running", "done", "failed"
+RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
 
 
 class RunFolder:
@@ -51,6 +53,7 @@ class RunFolder:
         """
         self.path = Path(path)
         self._identity = dict(identity)
+        self._generation: Generation | None = None
         self._open()
         if fresh and (self.path / JOB).exists():
             self._move_aside()
@@ -112,7 +115,8 @@ class RunFolder:
         if (self.path / JOB).exists():
             return
         names = sorted(item.name for item in self.path.iterdir())
-        others = [name for name in names if name != LOCK and not name.endswith(".partial")]
+        ours = (LOCK, GENERATION)
+        others = [name for name in names if name not in ours and not name.endswith(".partial")]
         if others:
             raise ConfigError(
                 f"{self.path} holds {', '.join(others[:3])} and no {JOB}: it is no run's "
@@ -169,7 +173,11 @@ class RunFolder:
         *,
         goes_on: bool,
     ) -> None:
-        """Writes what the run is; clears what an earlier start left, unless this one goes on."""
+        """Writes what the run is; clears what an earlier start left, unless this one goes on.
+
+        From here on an earlier start that is still alive may not write any more.
+        """
+        self._generation = Generation(self.path)
         (self.path / RESULT).unlink(missing_ok=True)
         for left in self.path.glob(f"{CHECKPOINTS}/.step-*.partial"):
             shutil.rmtree(left, ignore_errors=True)
@@ -180,15 +188,33 @@ class RunFolder:
         self._write_json(ENVIRONMENT, environment)
         self.write_status(RUNNING, epochs=epochs)
 
+    def check_generation(self) -> None:
+        """Goes on only where no newer start has taken the run over.
+
+        Raises:
+            ConfigError: one has.
+        """
+        if self._generation is not None:
+            self._generation.check()
+
     def write_status(self, state: str, **fields: Any) -> None:
         """Replaces `status.json`."""
-        self._write_json(STATUS, {"state": state, "time": round(time.time(), 3), **fields})
+        self.check_generation()
+        self._write_json(
+            STATUS, {"state": state, "time": round(time.time(), 3), **self._start(), **fields}
+        )
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_whole(self.path / name, json.dumps(content, indent=2).encode() + b"\n")
 
+    def _start(self) -> dict[str, Any]:
+        """Who writes: `starts` counts how often the run was started, also by its launcher."""
+        started = 0 if self._generation is None else self._generation.number
+        return {"starts": started, "pid": os.getpid(), "host": socket.gethostname()}
+
     def write_result(self, model: torch.nn.Module) -> Path:
         """Writes the model's state to `model.safetensors`."""
+        self.check_generation()
         write_whole(self.path / RESULT, model_bytes(model))
         return self.path / RESULT
 

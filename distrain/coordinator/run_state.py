@@ -50,6 +50,10 @@ class RunState:
             totals=None,
         )
 
+    def ends_epoch(self, steps_per_epoch: int) -> bool:
+        """Whether an epoch's steps are done, and its evaluation is not."""
+        return self.totals is not None and self.step % steps_per_epoch == 0
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; floats come back bit for bit."""
         return {

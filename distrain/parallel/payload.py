@@ -1,9 +1,10 @@
 """What travels along the tree: one block of bytes, read as float32, float64 and int64 words.
 
-    | float64 words | int64 words | gap | float32 words                  | gap |
-      the ledger      the ledger          gradients, running statistics
+    | float64 words | int64 words | flag | gap | float32 words                  | gap |
+      the ledger      the ledger                 gradients, running statistics
 
-Both gaps pad to 64 bytes.
+Both gaps pad to 64 bytes. The flag is the sending worker's (a signal, a time limit): it is read by
+rank and never summed, so that nothing of the outside gets into a sum.
 
 float64 and int64 words never lose precision on the way (rules 6 and 7): float32 counts stop
 at 2^24.
@@ -25,9 +26,14 @@ class PayloadLayout:
     num_float32: int
 
     @property
+    def flag_start(self) -> int:
+        """Where the flag stands, in bytes."""
+        return 8 * (self.num_float64 + self.num_int64)
+
+    @property
     def float32_start(self) -> int:
         """Where the float32 words begin, in bytes."""
-        return _padded(8 * (self.num_float64 + self.num_int64))
+        return _padded(self.flag_start + 8)
 
     @property
     def num_bytes(self) -> int:
@@ -46,19 +52,20 @@ class Payload:
         data: `(num_bytes,)`, uint8.
         float64: `(num_float64,)`.
         int64: `(num_int64,)`.
+        flag: `(1,)`, int64; no part of any sum.
         float32: `(num_float32,)`.
     """
 
-    __slots__ = ("data", "float32", "float64", "int64")
+    __slots__ = ("data", "flag", "float32", "float64", "int64")
 
     def __init__(self, data: torch.Tensor, layout: PayloadLayout) -> None:
         """Views the bytes; copies nothing."""
-        first = 8 * layout.num_float64
-        second = first + 8 * layout.num_int64
+        first, second = 8 * layout.num_float64, layout.flag_start
         third = layout.float32_start
         self.data = data
         self.float64 = data[:first].view(torch.float64)
         self.int64 = data[first:second].view(torch.int64)
+        self.flag = data[second : second + 8].view(torch.int64)
         self.float32 = data[third : third + 4 * layout.num_float32].view(torch.float32)
 
     def add_(self, right: "Payload") -> "Payload":

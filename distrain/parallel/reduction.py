@@ -1,5 +1,7 @@
 """Sums payloads over all micro-batches of a step along the tree, whoever computed which."""
 
+from dataclasses import dataclass
+
 import torch
 
 from distrain.parallel.communicator import Communicator
@@ -11,6 +13,19 @@ from distrain.parallel.tree import Fold, Node, covering_nodes, root
 def merge(left: Payload, right: Payload) -> Payload:
     """A merge of the tree that writes over the left sibling."""
     return left.add_(right)
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What an exchange brought, the same on every worker.
+
+    Attributes:
+        total: The sum over all leaves; good until the next `begin`.
+        flags: Each worker's flag, by rank.
+    """
+
+    total: Payload
+    flags: tuple[int, ...]
 
 
 class TreeReduction:
@@ -50,8 +65,8 @@ class TreeReduction:
         self._spare.append(right)
         return left.add_(right)
 
-    def sum(self) -> Payload:
-        """The sum over all leaves, the same bits on every worker; good until the next `begin`.
+    def sum(self, flag: int = 0) -> Reduced:
+        """The sum over all leaves, and the flags that the workers have raised.
 
         One exchange that every worker takes part in, also one that owns no leaf.
         """
@@ -60,10 +75,13 @@ class TreeReduction:
         self._fold = None
         self._spare.extend(payload for _, payload in local)
         if self._communicator.world_size == 1:
-            return root(dict(local), self._num_leaves, merge)
-        return root(self._exchange([payload for _, payload in local]), self._num_leaves, merge)
+            return Reduced(root(dict(local), self._num_leaves, merge), (flag,))
+        nodes, flags = self._exchange([payload for _, payload in local], flag)
+        return Reduced(root(nodes, self._num_leaves, merge), flags)
 
-    def _exchange(self, local: list[Payload]) -> dict[Node, Payload]:
+    def _exchange(
+        self, local: list[Payload], flag: int
+    ) -> tuple[dict[Node, Payload], tuple[int, ...]]:
         size = self._communicator.world_size
         by_rank = [
             covering_nodes(owned_range(self._num_leaves, rank, size), self._num_leaves)
@@ -72,6 +90,7 @@ class TreeReduction:
         # All workers send as many slots, since an all-gather wants equal shapes.
         most = max(len(nodes) for nodes in by_rank)
         if most == 1 and local:
+            local[0].flag.fill_(flag)
             send = local[0].data.unsqueeze(0)
         else:
             send = torch.zeros(
@@ -79,9 +98,13 @@ class TreeReduction:
             )
             for slot, payload in enumerate(local):
                 send[slot].copy_(payload.data)
+            Payload(send[0], self._layout).flag.fill_(flag)
         received = self._communicator.all_gather(send)
-        return {
+        at = self._layout.flag_start
+        flags = received[:, 0, at : at + 8].contiguous().view(torch.int64).flatten().tolist()
+        by_node = {
             node: Payload(received[rank, slot], self._layout)
             for rank, nodes in enumerate(by_rank)
             for slot, node in enumerate(nodes)
         }
+        return by_node, tuple(flags)

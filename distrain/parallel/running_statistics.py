@@ -75,6 +75,13 @@ class RunningStatistics:
             torch.cat([buffer.reshape(-1) for buffer in self._means], out=out)
             out *= share
 
+    def standing(self) -> dict[int, torch.Tensor]:
+        """By buffer's `id`, the values at the step's begin: in mid-step the buffers hold others."""
+        return {
+            id(buffer): value
+            for buffer, value in zip((*self._means, *self._counters), self._at_begin, strict=False)
+        }
+
     def apply(self, total: torch.Tensor) -> None:
         """Sets the statistics from the sum over all micro-batches; one update is counted."""
         if not self._at_begin:
@@ -90,3 +97,4 @@ class RunningStatistics:
         ):
             if module.training:
                 counter.copy_(start + 1)
+        self._at_begin = []

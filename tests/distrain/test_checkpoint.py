@@ -238,7 +238,9 @@ def test_the_last_and_the_best_are_kept() -> None:
 
 
 def test_a_keeper_writes_what_is_due_and_removes_what_is_superfluous(tmp_path: Path) -> None:
-    keeper = CheckpointKeeper(Checkpoint(every_steps=2, every_seconds=None, keep_last=2), tmp_path)
+    keeper = CheckpointKeeper(
+        Checkpoint(every_steps=2, every_seconds=None, keep_last=2), tmp_path, lambda: None
+    )
     for step in range(1, 9):
         state = RunState(step=step)
         if keeper.is_due(state):
@@ -248,8 +250,8 @@ def test_a_keeper_writes_what_is_due_and_removes_what_is_superfluous(tmp_path: P
 
 
 def test_seconds_make_a_checkpoint_due() -> None:
-    always = CheckpointKeeper(Checkpoint(every_seconds=0.0), Path("unused"))
-    never = CheckpointKeeper(Checkpoint(every_seconds=None), Path("unused"))
+    always = CheckpointKeeper(Checkpoint(every_seconds=0.0), Path("unused"), lambda: None)
+    never = CheckpointKeeper(Checkpoint(every_seconds=None), Path("unused"), lambda: None)
     assert always.is_due(RunState(step=1))
     assert not never.is_due(RunState(step=1))
 

@@ -242,6 +242,7 @@ def test_the_run_folder_holds_what_the_readme_says(digits: Path, tmp_path: Path)
     assert sorted(path.name for path in folder.iterdir()) == [
         "environment.json",
         "events.jsonl",
+        "generation",
         "job.toml",
         "lock",
         "model.safetensors",

@@ -6,26 +6,31 @@ import re
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
     EventAccumulator,
 )
 
 from data_pipeline import StorageError
-from distrain.coordinator import observers, progress
+from distrain.coordinator import event_log, progress
+from distrain.coordinator.event_log import EventLog, cut_back
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.observers import (
     Ending,
     EpochRecord,
-    EventLog,
     Observer,
     TensorBoardLog,
 )
 from distrain.coordinator.progress import PlainLines, ProgressBar
+from distrain.errors import ConfigError
 from distrain.parallel.split import BatchPlan
 from distrain.step import StepResult
 
@@ -137,16 +142,66 @@ def test_a_log_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None
         EventLog(tmp_path / "absent")
 
 
-def test_a_disk_that_fills_while_the_run_goes_on_is_a_storage_error(
+def test_a_disk_that_is_full_for_a_while_costs_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = EventLog(tmp_path)
+    file = log._file
+    log.step(step_result(0))
+    with monkeypatch.context() as full, Path("/dev/full").open("ab", buffering=0) as device:
+        full.setattr(log, "_file", device)
+        log.step(step_result(1))
+        log.step(step_result(2))
+        assert capsys.readouterr().out.count("No space left on device: the run goes on") == 1
+        assert [event["step"] for event in lines(tmp_path)] == [1]
+        full.setattr(event_log, "MOST_PENDING_BYTES", 10)
+        with pytest.raises(StorageError, match=r"cannot write .*events\.jsonl: No space left"):
+            log.step(step_result(3))
+    assert log._file is file
+    log.step(step_result(4))
+    assert [event["step"] for event in lines(tmp_path)] == [1, 2, 3, 4, 5]
+    log.end(Ending("finished", 0))
+
+
+def test_a_log_that_cannot_be_written_at_the_end_is_a_storage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "events.jsonl").symlink_to("/dev/full")
-    monkeypatch.setattr(observers, "write_whole", lambda _path, _content: None)
+    monkeypatch.setattr(event_log, "write_whole", lambda _path, _content: None)
     log = EventLog(tmp_path)
-    with pytest.raises(StorageError, match=r"cannot write .*events\.jsonl: No space left"):
-        log.step(step_result(0))
+    log.step(step_result(0))
     with pytest.raises(StorageError, match="No space left"):
         log.end(Ending("failed", 74))
+
+
+@given(steps=st.integers(0, 40), cut=st.integers(0, 45), block=st.sampled_from([7, 100, 1 << 16]))
+def test_a_log_is_cut_back_to_the_resumed_step(steps: int, cut: int, block: int) -> None:
+    with TemporaryDirectory() as name:
+        path = Path(name) / "events.jsonl"
+        whole = [b'{"event": "begin"}\n']
+        for step in range(1, steps + 1):
+            whole.append(b'{"event": "step", "step": %d}\n' % step)
+            if step % 5 == 0:
+                whole.append(b'{"event": "checkpoint", "text": "\xc3\xa9", "step": %d}\n' % step)
+        path.write_bytes(b"".join(whole) + b'{"event": "end"}\n{"event": "st')
+        with mock.patch.object(event_log, "_BLOCK_BYTES", block):
+            cut_back(path, cut)
+        kept = [line for line in whole[1:] if json.loads(line)["step"] <= cut]
+        assert path.read_bytes() == (b"".join([whole[0], *kept]) if kept else b"")
+
+
+def test_an_orphan_finds_that_another_writes_to_its_log(tmp_path: Path) -> None:
+    def superseded() -> None:
+        raise ConfigError("a newer start")
+
+    orphan, newer = EventLog(tmp_path, 0, superseded), EventLog(tmp_path, 5)
+    newer.step(step_result(0))
+    with pytest.raises(ConfigError, match="a newer start"):
+        orphan.step(step_result(0))
+    with pytest.raises(ConfigError, match="a newer start"):
+        orphan.end(Ending("finished", 0))
+    assert len(list(lines(tmp_path))) == 1
+    newer.end(Ending("finished", 0))
 
 
 def test_tensorboard_has_a_point_each_tenth_step_and_each_epoch(tmp_path: Path) -> None:

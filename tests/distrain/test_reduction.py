@@ -73,7 +73,7 @@ def sums(steps: list[Leaves], world_size: int) -> list[list[bytes]]:
                 leaf.float64.copy_(torch.from_numpy(leaves.float64[number]))
                 leaf.int64.copy_(torch.from_numpy(leaves.int64[number]))
                 reduction.push(leaf)
-            found.append(reduction.sum().data.numpy().tobytes())
+            found.append(reduction.sum().total.data.numpy().tobytes())
         assert communicator.num_exchanges == (len(steps) if world_size > 1 else 0)
         return found
 

@@ -1,6 +1,8 @@
 """A run's folder: one holder at a time, one job for good, and files that are whole or refused."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import tomllib
@@ -121,7 +123,13 @@ def test_a_begin_clears_what_an_unfinished_start_left(tmp_path: Path) -> None:
         (tmp_path / "run" / name).write_text("old")
     (tmp_path / "run" / "tensorboard").mkdir()
     begun(tmp_path / "run").close()
-    assert names(tmp_path / "run") == {"environment.json", "job.toml", "lock", "status.json"}
+    assert names(tmp_path / "run") == {
+        "environment.json",
+        "generation",
+        "job.toml",
+        "lock",
+        "status.json",
+    }
 
 
 def test_fresh_moves_the_folder_aside_each_time_under_a_new_name(tmp_path: Path) -> None:
@@ -210,11 +218,39 @@ def test_a_damaged_job_file_is_refused_with_the_way_out(tmp_path: Path, content:
 
 def test_the_status_is_replaced_as_a_whole(tmp_path: Path) -> None:
     with begun(tmp_path / "run") as folder:
-        assert folder.status() == {"state": "running", "epochs": 3, "time": folder.status()["time"]}
+        running = folder.status()
+        assert (running["state"], running["epochs"], running["starts"]) == ("running", 3, 1)
+        assert (running["pid"], running["host"]) == (os.getpid(), socket.gethostname())
         folder.write_status(DONE, exit_code=0)
         status = folder.status()
-    assert set(status) == {"state", "time", "exit_code"}
+    assert set(status) == {"state", "time", "starts", "pid", "host", "exit_code"}
     assert (status["state"], status["exit_code"]) == ("done", 0)
+
+
+def test_an_orphan_of_an_earlier_start_writes_no_more(tmp_path: Path) -> None:
+    with begun(tmp_path / "run") as orphan:
+        # As on a disk whose locks don't reach the other node.
+        (tmp_path / "run" / "lock").unlink()
+        with begun(tmp_path / "run") as newer:
+            newer.write_status(DONE, starts_seen=newer.status()["starts"])
+            before = (tmp_path / "run" / "status.json").read_bytes()
+            for write in (
+                lambda: orphan.write_status(DONE),
+                lambda: orphan.write_result(nn.Linear(1, 1)),
+                orphan.check_generation,
+            ):
+                with pytest.raises(ConfigError, match=r"newer start .* this one \(start 1\) ends"):
+                    write()
+            assert (tmp_path / "run" / "status.json").read_bytes() == before
+            assert newer.status()["starts"] == 2
+        assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_run_begun_afresh_shuts_out_an_orphan_as_well(tmp_path: Path) -> None:
+    with begun(tmp_path / "run") as orphan:
+        (tmp_path / "run" / "lock").unlink()
+        with begun(tmp_path / "run", fresh=True), pytest.raises(ConfigError, match="newer start"):
+            orphan.check_generation()
 
 
 def test_a_new_folder_has_no_status(tmp_path: Path) -> None:

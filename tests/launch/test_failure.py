@@ -6,7 +6,15 @@ import pytest
 
 from data_pipeline.errors import DataError
 from distrain.errors import ConfigError, ExitCode
-from launch.failure import Report, first_cause, read_reports, report_of, write_report
+from launch.failure import (
+    Cause,
+    Report,
+    first_cause,
+    is_retried,
+    read_reports,
+    report_of,
+    write_report,
+)
 
 
 def report(rank: int, time_ns: int, *, lost_peer: bool = False, code: int = 70) -> Report:
@@ -36,10 +44,23 @@ def test_a_worker_that_leaves_without_a_word_is_named_with_its_code() -> None:
     assert cause.text == "worker 3 ended with exit code 5 and said nothing"
 
 
-def test_the_agents_own_sigterm_is_no_cause_where_there_is_another() -> None:
-    lost = report(0, 100, lost_peer=True, code=69)
-    assert first_cause([lost], {0: 69, 1: -15}).rank == 0
-    assert first_cause([], {1: -15}).text == "worker 1 was killed by SIGTERM"
+def test_a_stop_is_nobodys_failure() -> None:
+    reports = [report(2, 100, code=75), report(0, 101, code=75)]
+    assert first_cause(reports, {0: 75, 2: 75}).rank == 0
+    lost = report(1, 100, lost_peer=True, code=69)
+    silent = first_cause([lost], {0: 75, 1: 69})
+    assert (silent.rank, silent.exit_code) == (0, ExitCode.STOPPED)
+    assert "with everything saved: run the same command to go on" in silent.text
+
+
+@pytest.mark.parametrize("code", [64, 65, 70, 74, 75, 78, 130])
+def test_what_would_only_happen_again_is_not_retried(code: int) -> None:
+    assert not is_retried(Cause(0, code, ""))
+
+
+@pytest.mark.parametrize("code", [1, 3, 69, 255])
+def test_a_lost_worker_is_worth_another_start(code: int) -> None:
+    assert is_retried(Cause(0, code, ""))
 
 
 def test_errors_for_the_user_are_told_without_a_traceback() -> None:

@@ -210,15 +210,13 @@ def test_another_jobs_folder_is_refused_until_told_to_start_afresh(
     assert (folder / "model.safetensors").read_bytes() != result
 
 
-def test_a_folder_in_use_is_refused_and_an_interrupted_run_starts_again(
+def test_a_folder_in_use_is_refused_and_an_interrupted_run_has_saved(
     distrain: Run, digits: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "launch.main", "train", str(JOB), "--data.path", str(digits)]
     long = [*command, "--run.dir", str(folder), "--training.epochs", "10000", "--workers", "1"]
     cosine = ["--schedule.total-steps", "12", "--schedule.warmup-steps", "2"]
-    # No checkpoint, so that the last start begins anew.
-    cosine += ["--checkpoint.every-steps", "None"]
     first = subprocess.Popen(
         [*long, *cosine],
         env=clean_environment(),
@@ -235,9 +233,13 @@ def test_a_folder_in_use_is_refused_and_an_interrupted_run_starts_again(
     assert json.loads((folder / "status.json").read_text())["state"] == "running"
     os.kill(first.pid, signal.SIGINT)
     _, said = first.communicate(timeout=60)
-    assert (first.returncode, said.strip()) == (130, "distrain: interrupted")
-    assert json.loads((folder / "status.json").read_text())["state"] == "failed"
-    third = train(distrain, digits, folder, *cosine)
+    assert first.returncode == 75
+    assert said.strip() == (
+        "distrain: stopped by SIGINT, with everything saved: run the same command to go on"
+    )
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("stopped", "stopped by SIGINT")
+    third = train(distrain, digits, folder, *cosine, "--fresh")
     assert third.returncode == 0, third.stderr
     assert len(step_losses(folder)) == 12
 

@@ -1,0 +1,183 @@
+"""`events.jsonl`: what a run does, one JSON object a line."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_pipeline.durable import write_whole
+from data_pipeline.errors import StorageError
+from distrain.coordinator.observers import Ending, EpochRecord, finite_or_none
+from distrain.coordinator.progress import say
+from distrain.parallel.split import BatchPlan
+from distrain.step import StepResult
+
+EVENTS = "events.jsonl"
+
+MOST_PENDING_BYTES = 2**26
+"""Events that are kept for a full disk; with more, the run ends."""
+
+_BLOCK_BYTES = 1 << 16
+
+
+class EventLog:
+    """Writes the log, each line by one call."""
+
+    def __init__(
+        self, folder: Path, step: int = 0, check: Callable[[], None] | None = None
+    ) -> None:
+        """Starts the file anew, or cuts it back to what a run that goes on from `step` has done.
+
+        `check` is asked whether this start may still write, where somebody else has written.
+        """
+        self._path, self._check = folder / EVENTS, check
+        self._pending, self._failing = b"", False
+        try:
+            if step and self._path.exists():
+                cut_back(self._path, step)
+            else:
+                write_whole(self._path, b"")
+            self._file = self._path.open("ab", buffering=0)
+            self._size = os.fstat(self._file.fileno()).st_size
+        except OSError as error:
+            raise StorageError(f"cannot write {self._path}: {error.strerror}") from error
+
+    def _write(self, event: str, **fields: Any) -> None:
+        """Adds a line; one that finds the disk full is kept, and written with those to come."""
+        line = json.dumps({"event": event, **fields, "time": round(time.time(), 3)}) + "\n"
+        self._pending += line.encode()
+        try:
+            self._write_pending()
+        except StorageError as error:
+            if len(self._pending) > MOST_PENDING_BYTES:
+                raise
+            if not self._failing:
+                say(f"{error}: the run goes on, and its events are kept until there is room")
+            self._failing = True
+        else:
+            self._failing = False
+
+    def _write_pending(self) -> None:
+        if os.fstat(self._file.fileno()).st_size != self._size and self._check is not None:
+            self._check()
+        try:
+            while self._pending:
+                written = self._file.write(self._pending)
+                self._pending = self._pending[written:]
+        except OSError as error:
+            raise StorageError(f"cannot write {self._path}: {error.strerror}") from error
+        finally:
+            with suppress(OSError):
+                self._size = os.fstat(self._file.fileno()).st_size
+
+    def begin(self, plan: BatchPlan, epochs: int) -> None:
+        """What the run is made of."""
+        self._write(
+            "begin",
+            epochs=epochs,
+            rows=plan.num_rows,
+            steps_per_epoch=plan.steps_per_epoch,
+            global_batch=plan.global_batch,
+            micro_batch=plan.micro_batch,
+        )
+
+    def step(self, result: StepResult) -> None:
+        """The step's loss, gradient norm, learning rate and samples."""
+        self._write(
+            "step",
+            step=result.batch.step + 1,
+            epoch=result.batch.epoch + 1,
+            loss=finite_or_none(result.totals.loss),
+            grad_norm=result.grad_norm,
+            lr=finite_or_none(result.lr),
+            samples=result.totals.num_samples,
+        )
+
+    def epoch(self, record: EpochRecord) -> None:
+        """The epoch's scores."""
+        scores = {name: finite_or_none(score) for name, score in record.scores.items()}
+        self._write(
+            "epoch",
+            epoch=record.epoch,
+            step=record.step,
+            **scores,
+            seconds=round(record.seconds, 3),
+            samples_per_s=round(record.samples_per_s, 1),
+        )
+
+    def end(self, ending: Ending) -> None:
+        """How it ended."""
+        fields = {"reason": ending.reason, "exit_code": ending.exit_code, **ending.details}
+        if ending.best_epoch is not None:
+            fields["best_epoch"] = ending.best_epoch
+        try:
+            self._write("end", **fields)
+            self._write_pending()
+        finally:
+            self._file.close()
+
+    def note(self, event: str, text: str, **fields: Any) -> None:
+        """An event of its own name."""
+        self._write(event, text=text, **fields)
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Cuts a log after its last whole line that tells of a step up to `step`.
+
+    It is read from its end: the time depends on what is cut off, and not on the run's length.
+    """
+    with path.open("r+b") as file:
+        kept = next((end for line, end in _lines_from_end(file) if _is_until(line, step)), 0)
+        file.truncate(kept)
+        os.fsync(file.fileno())
+
+
+def _lines_from_end(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """The lines, the last first, each with the offset behind it."""
+    start, carried = file.seek(0, os.SEEK_END), b""
+    while start:
+        stop, start = start, max(0, start - _BLOCK_BYTES)
+        file.seek(start)
+        lines = (file.read(stop - start) + carried).splitlines(keepends=True)
+        end = stop + len(carried)
+        # The first of a block may have begun before it.
+        carried = lines.pop(0) if start else b""
+        for line in reversed(lines):
+            yield line, end
+            end -= len(line)
+
+
+def _is_until(line: bytes, step: int) -> bool:
+    """Whether a line is whole, and tells of a step up to `step`."""
+    try:
+        event = json.loads(line) if line.endswith(b"\n") else {}
+    except ValueError:
+        return False
+    return "step" in event and event["step"] <= step
+
+
+def recorded_epochs(path: Path) -> tuple[EpochRecord, ...]:
+    """The epochs that a log tells of."""
+    if not path.exists():
+        return ()
+    with path.open("rb") as file:
+        events = [json.loads(line) for line in file if line.startswith(b'{"event": "epoch"')]
+    known = ("event", "epoch", "step", "seconds", "samples_per_s", "time")
+    return tuple(
+        EpochRecord(
+            event["epoch"],
+            event["step"],
+            {
+                name: math.nan if score is None else score
+                for name, score in event.items()
+                if name not in known
+            },
+            event["seconds"],
+            event["samples_per_s"],
+        )
+        for event in events
+    )

@@ -1,0 +1,58 @@
+"""Which start of a run may write to its folder: the newest, and no orphan of an earlier one.
+
+The folder's lock keeps two live processes of one machine apart. Where it doesn't reach (a shared
+disk without locks, a node that was given up for dead and comes back), each start leaves a mark of
+its own, and a process that finds another's has to end.
+"""
+
+import uuid
+from pathlib import Path
+
+from data_pipeline.durable import write_whole
+from data_pipeline.errors import StorageError
+from distrain.errors import ConfigError
+
+GENERATION = "generation"
+
+
+class Generation:
+    """The mark of one start; `number` counts a run's starts from 1."""
+
+    def __init__(self, folder: Path) -> None:
+        """Supersedes the start before.
+
+        Raises:
+            StorageError: the mark can't be written.
+        """
+        self._folder = folder
+        before = mark_in(folder).partition(" ")[0]
+        self.number = 1 + (int(before) if before.isdecimal() else 0)
+        self._mark = f"{self.number} {uuid.uuid4().hex}"
+        write_whole(folder / GENERATION, f"{self._mark}\n".encode())
+
+    def check(self) -> None:
+        """Goes on only where no newer start has taken the run over.
+
+        Raises:
+            ConfigError: one has; this process must not write any more.
+        """
+        if mark_in(self._folder) != self._mark:
+            raise ConfigError(
+                f"a newer start has taken over the run in {self._folder}: this one (start "
+                f"{self.number}) ends, and writes no more"
+            )
+
+
+def mark_in(folder: Path) -> str:
+    """The mark of the newest start; empty where there was none.
+
+    Raises:
+        StorageError: it is there and can't be read.
+    """
+    path = folder / GENERATION
+    try:
+        return path.read_text().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"cannot read {path}: {error}") from error

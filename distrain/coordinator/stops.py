@@ -1,0 +1,186 @@
+"""Stops: what asks a run to end raises a flag at once, whatever the main thread is doing.
+
+A signal handler of Python's has to wait until the main thread is back from the exchange or the
+kernel that it is in (7 s were measured). The C part of it writes to a file at once, and a thread
+reads that. The flag then travels with the next step's gradients, so that all workers stop after the
+same step. If no step ends, the thread has the last finished one saved.
+"""
+
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from types import FrameType, TracebackType
+from typing import Self
+
+from distrain.errors import ExitCode
+
+WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""The signals that ask a run to save and end."""
+
+TIME_LIMIT = 1000
+"""The flag for `max_time_s`; that of a signal is its number."""
+
+BEGAN = "DISTRAIN_BEGAN"
+"""Environment variable: when the launcher began, in seconds of the host's monotonic clock."""
+
+LAUNCHER = "DISTRAIN_LAUNCHER"
+"""Environment variable: the launcher's process, which hands a worker's signal on to the others."""
+
+_END = b"\0"
+
+
+class StoppedError(SystemExit):
+    """A run was asked to end, and everything is saved: uncaught, it ends the program with 75."""
+
+    def __init__(self, reason: str) -> None:
+        """Names who asked."""
+        super().__init__(int(ExitCode.STOPPED))
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """Says what happened, and what to do."""
+        return f"stopped by {self.reason}, with everything saved: run the same command to go on"
+
+
+class InterruptedAgainError(KeyboardInterrupt):
+    """Ctrl-C while a run saves: it ends at once."""
+
+    def __str__(self) -> str:
+        """Says what it costs."""
+        return "interrupted again: what came after the last checkpoint is lost"
+
+
+class StopAskedError(Exception):
+    """Leaves an evaluation that a stop has cut off; it is done again when the run goes on."""
+
+    def __init__(self, flags: Sequence[int]) -> None:
+        """`flags` are those of all workers."""
+        super().__init__()
+        self.flags = tuple(flags)
+
+
+def reason_of(flags: Sequence[int]) -> str | None:
+    """Who asks for a stop, from the flags of all workers; None where nobody does."""
+    raised = [flag for flag in flags if flag]
+    if not raised:
+        return None
+    first = min(raised)  # a signal before the time limit, the same on every worker
+    return "the time limit" if first == TIME_LIMIT else signal.Signals(first).name
+
+
+def time_left(max_time_s: float | None, environment: Mapping[str, str], now: float) -> float | None:
+    """Seconds until the time limit, counted from the launcher's start where there was one."""
+    if max_time_s is None:
+        return None
+    began = float(environment.get(BEGAN, now))
+    # Another host's clock, handed on with the environment, would say nothing here.
+    return max_time_s - (now - began if now - began >= 0 else 0.0)
+
+
+class StopWatch:
+    """Watches for signals and the time limit while a run goes on; a context manager.
+
+    Python allows signal handlers to the main thread alone: in another one the time limit is all
+    that is watched.
+
+    Attributes:
+        flag: 0, or what asks this worker to stop: a signal's number or `TIME_LIMIT`.
+    """
+
+    def __init__(
+        self,
+        grace_s: float,
+        max_time_s: float | None,
+        save_last: Callable[[str], None],
+        *,
+        signals: Collection[signal.Signals] = WATCHED,
+    ) -> None:
+        """`save_last(reason)` is called in the watcher's thread if, in half of `grace_s` after the
+        flag was raised, nobody has called `handled`.
+        """
+        self._signals = signals
+        self.flag = 0
+        self._grace_s, self._max_time_s, self._save_last = grace_s, max_time_s, save_last
+        self._handled = False
+        self._interrupts = 0
+        self._stack = ExitStack()
+        self._ear, self._mouth = socket.socketpair()
+
+    def handled(self) -> None:
+        """The main thread has seen the flag, and saves."""
+        self._handled = True
+
+    def __enter__(self) -> Self:
+        """Starts to watch."""
+        self._ear.setblocking(False)
+        self._mouth.setblocking(False)
+        if self._signals and threading.current_thread() is threading.main_thread():
+            before = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+            self._stack.callback(signal.set_wakeup_fd, before)
+            for number in self._signals:
+                self._stack.callback(signal.signal, number, signal.signal(number, self._noted))
+            # The launcher's workers begin with these blocked: what has come meanwhile comes now.
+            mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
+            self._stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
+        now = time.monotonic()
+        left = time_left(self._max_time_s, os.environ, now)
+        deadline = None if left is None else now + left
+        thread = threading.Thread(
+            target=self._watch, args=(deadline,), name="distrain-stops", daemon=True
+        )
+        thread.start()
+        self._stack.callback(thread.join, 5.0)
+        self._stack.callback(self._mouth.send, _END)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Gives the signals back to whom they belonged before."""
+        self._handled = True
+        self._stack.close()
+        self._ear.close()
+        self._mouth.close()
+
+    def _noted(self, number: int, _frame: FrameType | None) -> None:
+        """All is done by the thread; a second Ctrl-C ends the program as it always does."""
+        if number == signal.SIGINT and self._interrupts > 1:
+            raise InterruptedAgainError
+
+    def _watch(self, deadline: float | None) -> None:
+        give_up: float | None = None
+        while True:
+            until = min((at for at in (deadline, give_up) if at is not None), default=None)
+            wait_s = None if until is None else max(0.0, until - time.monotonic())
+            if select.select([self._ear], [], [], wait_s)[0]:
+                heard = self._ear.recv(256)
+                if _END in heard or not heard:
+                    return
+                asked = next((number for number in heard if number in self._signals), 0)
+                self._interrupts += heard.count(signal.SIGINT)
+            elif until == deadline:
+                asked, deadline = TIME_LIMIT, None
+            else:
+                give_up = None
+                if not self._handled:
+                    self._save_last(str(reason_of([self.flag])))
+                continue
+            if asked and not self.flag:
+                self.flag, deadline = asked, None
+                give_up = time.monotonic() + self._grace_s / 2
+                _tell_launcher()
+
+
+def _tell_launcher() -> None:
+    """Has the launcher ask the other workers too: the step in hand may never end."""
+    launcher = int(os.environ.get(LAUNCHER, "0"))
+    if launcher and launcher == os.getppid():
+        os.kill(launcher, signal.SIGUSR1)

@@ -24,8 +24,7 @@ from distrain.coordinator.checkpoint import (
     steps_in,
     write_checkpoint,
 )
-from distrain.coordinator.event_log import EVENTS
-from distrain.coordinator.run_folder import CHECKPOINTS
+from distrain.coordinator.run_layout import CHECKPOINTS, EVENTS
 from distrain.parallel.split import BatchPlan
 
 POSITIONS = {"after_1_percent": 0.01, "after_99_percent": 0.99}

@@ -65,7 +65,12 @@ def _run(arguments: list[str]) -> Cause | None:
     known = parser.parse_args(arguments)
     if known.command == "launch":
         return _launch(known)
-    _data(known)
+    if known.command == "status":
+        from launch.status_command import show  # noqa: PLC0415 - for this command alone
+
+        show(known.run, as_json=known.json)
+    else:
+        _data(known)
     return None
 
 
@@ -84,6 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--max-restarts", type=int)
     train.add_argument("--fresh", action="store_true")
     train.add_argument("-h", "--help", action="store_true")
+
+    status = commands.add_parser("status", help="tell how a run stands, or how it ended")
+    status.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    status.add_argument("--json", action="store_true", help="one JSON object, for a program")
 
     launch = commands.add_parser("launch", help="run a script that uses distrain on workers")
     launch.add_argument("--workers", type=int, help="workers on this machine (one a GPU, or 1)")

@@ -4,24 +4,22 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from data_pipeline.durable import write_whole
 from data_pipeline.errors import StorageError
+from distrain.coordinator.log_tail import cut_back
 from distrain.coordinator.observers import Ending, EpochRecord, finite_or_none
 from distrain.coordinator.progress import say
+from distrain.coordinator.run_layout import EVENTS
 from distrain.parallel.split import BatchPlan
 from distrain.step import StepResult
 
-EVENTS = "events.jsonl"
-
 MOST_PENDING_BYTES = 2**26
 """Events that are kept for a full disk; with more, the run ends."""
-
-_BLOCK_BYTES = 1 << 16
 
 
 class EventLog:
@@ -123,41 +121,6 @@ class EventLog:
     def note(self, event: str, text: str, **fields: Any) -> None:
         """An event of its own name."""
         self._write(event, text=text, **fields)
-
-
-def cut_back(path: Path, step: int) -> None:
-    """Cuts a log after its last whole line that tells of a step up to `step`.
-
-    It is read from its end: the time depends on what is cut off, and not on the run's length.
-    """
-    with path.open("r+b") as file:
-        kept = next((end for line, end in _lines_from_end(file) if _is_until(line, step)), 0)
-        file.truncate(kept)
-        os.fsync(file.fileno())
-
-
-def _lines_from_end(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """The lines, the last first, each with the offset behind it."""
-    start, carried = file.seek(0, os.SEEK_END), b""
-    while start:
-        stop, start = start, max(0, start - _BLOCK_BYTES)
-        file.seek(start)
-        lines = (file.read(stop - start) + carried).splitlines(keepends=True)
-        end = stop + len(carried)
-        # The first of a block may have begun before it.
-        carried = lines.pop(0) if start else b""
-        for line in reversed(lines):
-            yield line, end
-            end -= len(line)
-
-
-def _is_until(line: bytes, step: int) -> bool:
-    """Whether a line is whole, and tells of a step up to `step`."""
-    try:
-        event = json.loads(line) if line.endswith(b"\n") else {}
-    except ValueError:
-        return False
-    return "step" in event and event["step"] <= step
 
 
 def recorded_epochs(path: Path) -> tuple[EpochRecord, ...]:

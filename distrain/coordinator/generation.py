@@ -10,9 +10,8 @@ from pathlib import Path
 
 from data_pipeline.durable import write_whole
 from data_pipeline.errors import StorageError
+from distrain.coordinator.run_layout import GENERATION
 from distrain.errors import ConfigError
-
-GENERATION = "generation"
 
 
 class Generation:

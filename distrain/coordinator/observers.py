@@ -11,10 +11,9 @@ from typing import Any, Protocol
 from torch.utils.tensorboard import SummaryWriter
 
 from data_pipeline.errors import StorageError
+from distrain.coordinator.run_layout import TENSORBOARD
 from distrain.parallel.split import BatchPlan
 from distrain.step import StepResult
-
-TENSORBOARD = "tensorboard"
 
 TENSORBOARD_EVERY = 10
 """Steps between two points of a training curve."""

@@ -19,7 +19,7 @@ from distrain.coordinator.checkpointing import (
     contents,
     take_up,
 )
-from distrain.coordinator.event_log import EVENTS, EventLog, recorded_epochs
+from distrain.coordinator.event_log import EventLog, recorded_epochs
 from distrain.coordinator.history import History
 from distrain.coordinator.observers import (
     Ending,
@@ -29,15 +29,8 @@ from distrain.coordinator.observers import (
     finite_or_none,
 )
 from distrain.coordinator.progress import progress_observer, say, score_lines
-from distrain.coordinator.run_folder import (
-    DONE,
-    FAILED,
-    RESULT,
-    STOPPED,
-    RunFolder,
-    load_model,
-    numerics_fingerprint,
-)
+from distrain.coordinator.run_folder import RunFolder, load_model, numerics_fingerprint
+from distrain.coordinator.run_layout import DONE, EVENTS, FAILED, RESULT, STOPPED
 from distrain.coordinator.run_state import RunState
 from distrain.coordinator.stops import StopAskedError, StoppedError, reason_of
 from distrain.errors import ConfigError, ExitCode, NonFiniteError, exit_code_of
@@ -61,7 +54,7 @@ class Recording:
         self._observers: list[Observer] = []
         self._keeper: CheckpointKeeper | None = None
         self._damaged: list[str] = []
-        self._state, self._planned = RunState(), 0
+        self._state, self._planned, self._steps = RunState(), 0, 0
         self._best: Mapping[str, torch.Tensor] = {}
         self._taken_up_at = 0
         self._writing = threading.Lock()
@@ -137,13 +130,13 @@ class Recording:
 
     def begin(self, plan: BatchPlan, epochs: int, policy: Checkpoint | None) -> None:
         """Writes what the run is, and tells the observers."""
-        self._planned = epochs
+        self._planned, self._steps = epochs, epochs * plan.steps_per_epoch
         step = self._state.step
         if self._world.rank == 0:
             if self._folder:
                 environment = numerics_fingerprint(self._world.device, torch.get_num_threads())
                 environment["world_size"] = self._world.size
-                self._folder.begin(self._job, environment, epochs, goes_on=step > 0)
+                self._folder.begin(self._job, environment, epochs, self._steps, goes_on=step > 0)
                 check = self._folder.check_generation
                 self._observers.append(EventLog(self._folder.path, step, check))
                 self._observers.append(TensorBoardLog(self._folder.path, step))
@@ -305,6 +298,7 @@ class Recording:
                 epochs=self._planned,
                 epoch=len(self._state.epochs),
                 step=self._state.step,
+                steps=self._steps,
                 **more,
             )
 

@@ -20,20 +20,21 @@ from safetensors.torch import save as save_safetensors
 
 from data_pipeline.durable import write_whole
 from data_pipeline.errors import DataError, StorageError
-from distrain.coordinator.event_log import EVENTS
-from distrain.coordinator.generation import GENERATION, Generation
-from distrain.coordinator.observers import TENSORBOARD
+from distrain.coordinator.generation import Generation
+from distrain.coordinator.run_layout import (
+    CHECKPOINTS,
+    ENVIRONMENT,
+    EVENTS,
+    GENERATION,
+    JOB,
+    LOCK,
+    RESULT,
+    RUNNING,
+    STATUS,
+    TENSORBOARD,
+)
 from distrain.errors import ConfigError
 from distrain.job_file import IDENTITY, job_toml
-
-JOB = "job.toml"
-STATUS = "status.json"
-RESULT = "model.safetensors"
-ENVIRONMENT = "environment.json"
-LOCK = "lock"
-CHECKPOINTS = "checkpoints"
-
-RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
 
 
 class RunFolder:
@@ -170,6 +171,7 @@ class RunFolder:
         job: Mapping[str, Any],
         environment: Mapping[str, Any],
         epochs: int,
+        steps: int,
         *,
         goes_on: bool,
     ) -> None:
@@ -186,7 +188,7 @@ class RunFolder:
             shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
         write_whole(self.path / JOB, job_toml({**job, IDENTITY: self._identity}))
         self._write_json(ENVIRONMENT, environment)
-        self.write_status(RUNNING, epochs=epochs)
+        self.write_status(RUNNING, epochs=epochs, steps=steps)
 
     def check_generation(self) -> None:
         """Goes on only where no newer start has taken the run over.

@@ -20,9 +20,10 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 
 from data_pipeline import StorageError
-from distrain.coordinator import event_log, progress
-from distrain.coordinator.event_log import EventLog, cut_back
+from distrain.coordinator import event_log, log_tail, progress
+from distrain.coordinator.event_log import EventLog
 from distrain.coordinator.ledger import LedgerTotals
+from distrain.coordinator.log_tail import cut_back
 from distrain.coordinator.observers import (
     Ending,
     EpochRecord,
@@ -184,7 +185,7 @@ def test_a_log_is_cut_back_to_the_resumed_step(steps: int, cut: int, block: int)
             if step % 5 == 0:
                 whole.append(b'{"event": "checkpoint", "text": "\xc3\xa9", "step": %d}\n' % step)
         path.write_bytes(b"".join(whole) + b'{"event": "end"}\n{"event": "st')
-        with mock.patch.object(event_log, "_BLOCK_BYTES", block):
+        with mock.patch.object(log_tail, "BLOCK_BYTES", block):
             cut_back(path, cut)
         kept = [line for line in whole[1:] if json.loads(line)["step"] <= cut]
         assert path.read_bytes() == (b"".join([whole[0], *kept]) if kept else b"")

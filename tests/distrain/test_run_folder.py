@@ -17,12 +17,12 @@ from torch import nn
 
 from data_pipeline import DataError, StorageError
 from distrain.coordinator.run_folder import (
-    DONE,
     RunFolder,
     load_model,
     model_bytes,
     numerics_fingerprint,
 )
+from distrain.coordinator.run_layout import DONE
 from distrain.errors import ConfigError
 from distrain.parallel.replicas import weights_digest
 
@@ -39,7 +39,7 @@ def open_folder(path: Path, *, fresh: bool = False, **changes: object) -> RunFol
 
 def begun(path: Path, *, fresh: bool = False, job: Mapping[str, Any] | None = None) -> RunFolder:
     folder = open_folder(path, fresh=fresh)
-    folder.begin(job or {}, {"torch": "2"}, epochs=3, goes_on=False)
+    folder.begin(job or {}, {"torch": "2"}, epochs=3, steps=12, goes_on=False)
     return folder
 
 

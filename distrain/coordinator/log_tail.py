@@ -1,0 +1,45 @@
+"""An event log from its end: what that costs does not depend on the run's length."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+BLOCK_BYTES = 1 << 16
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Cuts a log after its last whole line that tells of a step up to `step`.
+
+    Raises:
+        OSError: it can't be read or cut.
+    """
+    with path.open("r+b") as file:
+        kept = next((end for line, end in lines_from_end(file) if _is_until(line, step)), 0)
+        file.truncate(kept)
+        os.fsync(file.fileno())
+
+
+def lines_from_end(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """The lines, the last first, each with the offset behind it."""
+    start, carried = file.seek(0, os.SEEK_END), b""
+    while start:
+        stop, start = start, max(0, start - BLOCK_BYTES)
+        file.seek(start)
+        lines = (file.read(stop - start) + carried).splitlines(keepends=True)
+        end = stop + len(carried)
+        # The first of a block may have begun before it.
+        carried = lines.pop(0) if start else b""
+        for line in reversed(lines):
+            yield line, end
+            end -= len(line)
+
+
+def _is_until(line: bytes, step: int) -> bool:
+    """Whether a line is whole, and tells of a step up to `step`."""
+    try:
+        event = json.loads(line) if line.endswith(b"\n") else {}
+    except ValueError:
+        return False
+    return "step" in event and event["step"] <= step

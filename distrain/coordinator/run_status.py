@@ -1,0 +1,175 @@
+"""How a run stands or how it ended, read from its folder by whoever asks."""
+
+import fcntl
+import json
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from distrain.coordinator.log_tail import lines_from_end
+from distrain.coordinator.run_layout import (
+    CHECKPOINTS,
+    EVENTS,
+    LOCK,
+    RESULT,
+    RUNNING,
+    STATUS,
+)
+from distrain.errors import UsageError
+
+LOST = "lost"
+"""A run that says it is running, and nothing on this machine runs it."""
+
+_CHECKPOINT = re.compile(r"step-(\d{9,})")
+_SPEED_STEPS = 50
+"""Speed is that of so many last steps."""
+
+_MOST_EVENTS = 20_000
+"""So far back the last epoch's scores are looked for."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run, as its folder tells.
+
+    Attributes:
+        state: running, done, stopped, failed or lost.
+        reason: How it ended; empty while it runs.
+        exit_code: What its launcher exited with; None where it runs or was lost.
+        step: Steps done, of `steps`.
+        epoch: The epoch in hand, or the last one done, of `epochs`; counted from 1.
+        starts: How often it was started.
+        pid: Of rank 0, on `host`.
+        checkpoint_step: The newest checkpoint's; None without one. It is not verified here.
+        loss: Of the last step.
+        steps_per_s: Over the last steps of this start.
+        seconds_left: At that speed, without the evaluations to come; None where it doesn't run.
+        scores: Of the last epoch.
+        result: The file with the final weights.
+    """
+
+    state: str
+    reason: str
+    exit_code: int | None
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    starts: int
+    pid: int
+    host: str
+    checkpoint_step: int | None
+    loss: float | None
+    steps_per_s: float | None
+    seconds_left: float | None
+    scores: Mapping[str, float | None]
+    result: str | None
+
+
+def read_status(folder: Path) -> RunStatus:
+    """How the run in a folder stands.
+
+    Raises:
+        UsageError: there is no run in it, or its status can't be read.
+    """
+    path = folder / STATUS
+    if not path.is_file():
+        raise UsageError(f"there is no run in {folder}: it has no {STATUS}")
+    try:
+        told = dict(json.loads(path.read_bytes()))
+        state = str(told["state"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    if state == RUNNING and told.get("host") == socket.gethostname() and _is_free(folder / LOCK):
+        state = LOST
+    steps, epochs = _events(folder / EVENTS)
+    last = {**told, **(steps[0] if steps else {})}
+    step = int(last.get("step", 0))
+    speed = _speed(steps) if state == RUNNING else None
+    planned = int(told.get("steps", 0))
+    result = folder / RESULT
+    return RunStatus(
+        state=state,
+        reason=str(told.get("reason", "")),
+        exit_code=told.get("exit_code"),
+        step=step,
+        steps=planned,
+        epoch=int(last.get("epoch", 0)),
+        epochs=int(told.get("epochs", 0)),
+        starts=int(told.get("starts", 0)),
+        pid=int(told.get("pid", 0)),
+        host=str(told.get("host", "")),
+        checkpoint_step=_newest_checkpoint(folder / CHECKPOINTS),
+        loss=last.get("loss"),
+        steps_per_s=speed,
+        seconds_left=max(0, planned - step) / speed if speed else None,
+        scores=_scores(epochs[0]) if epochs else {},
+        result=str(result) if result.is_file() else None,
+    )
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nobody holds a lock."""
+    try:
+        with path.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _events(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The last steps of the newest start and the last epoch's event, newest first."""
+    steps: list[dict[str, Any]] = []
+    epochs: list[dict[str, Any]] = []
+    same_start = True
+    for event in islice(_from_end(path), _MOST_EVENTS):
+        kind = event.get("event")
+        if kind == "step" and (same_start or not steps) and len(steps) < _SPEED_STEPS:
+            steps.append(event)
+        elif kind == "epoch" and not epochs:
+            epochs.append(event)
+        elif kind == "begin":
+            same_start = False
+        if epochs and (len(steps) == _SPEED_STEPS or not same_start):
+            break
+    return steps, epochs
+
+
+def _from_end(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            for line, _ in lines_from_end(file):
+                try:
+                    event = json.loads(line)
+                except ValueError:  # the line that is being written, or that a crash has cut
+                    continue
+                if isinstance(event, dict):
+                    yield event
+    except FileNotFoundError:
+        return
+
+
+def _speed(steps: list[dict[str, Any]]) -> float | None:
+    """Steps a second, over the gaps between some steps, newest first."""
+    if len(steps) < 2:
+        return None
+    seconds = steps[0]["time"] - steps[-1]["time"]
+    return float((len(steps) - 1) / seconds) if seconds > 0 else None
+
+
+def _scores(event: Mapping[str, Any]) -> dict[str, float | None]:
+    known = ("event", "epoch", "step", "seconds", "samples_per_s", "time")
+    return {name: score for name, score in event.items() if name not in known}
+
+
+def _newest_checkpoint(folder: Path) -> int | None:
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    steps = [int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name))]
+    return max(steps, default=None)

@@ -1,0 +1,72 @@
+"""`distrain status`: how a run stands or how it ended."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+from distrain.coordinator.run_layout import DONE, RUNNING
+from distrain.coordinator.run_status import LOST, RunStatus, read_status
+
+
+def show(folder: Path, *, as_json: bool) -> None:
+    """Prints a run's status for a person, or as one JSON object for a program.
+
+    Raises:
+        UsageError: there is no run in the folder.
+    """
+    status = read_status(folder)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(status), indent=2))
+    else:
+        print("\n".join([f"{folder}: {_headline(status)}", *_details(status)]))
+
+
+def _headline(status: RunStatus) -> str:
+    if status.state == RUNNING:
+        return f"running on {status.host}, process {status.pid}"
+    if status.state == LOST:
+        return "lost: its processes have ended without a word"
+    reason = f": {status.reason}" if status.reason else ""
+    return f"{status.state}{reason} (exit code {status.exit_code})"
+
+
+def _details(status: RunStatus) -> list[str]:
+    now = f"step {status.step:,} of {status.steps:,}, epoch {status.epoch} of {status.epochs}"
+    if status.loss is not None:
+        now += f", loss {status.loss:.4f}"
+    if status.starts > 1:
+        now += f", start {status.starts}"
+    lines = [now]
+    if status.steps_per_s is not None and status.seconds_left is not None:
+        left = duration(status.seconds_left)
+        lines.append(f"{status.steps_per_s:,.1f} steps/s, about {left} left")
+    for title, of_validation in (("training", False), ("validation", True)):
+        scores = [
+            f"{name.removeprefix('val_')} {math.nan if score is None else score:.4f}"
+            for name, score in status.scores.items()
+            if name.startswith("val_") == of_validation
+        ]
+        if scores:
+            lines.append(f"{title:<10}  {', '.join(scores)}")
+    if status.checkpoint_step is not None:
+        lines.append(f"newest checkpoint: step {status.checkpoint_step:,}")
+    if status.result is not None:
+        lines.append(f"result: {status.result}")
+    if status.state not in (RUNNING, DONE):
+        lines.append("to go on: the same command again")
+    return [f"  {line}" for line in lines]
+
+
+def duration(seconds: float) -> str:
+    """A time for a person: `42 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"

@@ -98,7 +98,7 @@ class Evaluation:
                 mine = torch.tensor([self._raised(), spent_us], device=self._world.device)
                 flags, spent = self._world.communicator.all_gather(mine).T.tolist()
                 if any(flags):
-                    raise StopAskedError(flags)
+                    raise StopAskedError(flags, (turn + 1) / turns)
                 turn_s = 1e-6 * max(1, *spent) / (turn + 1)
                 due = turn + max(1, int(POLL_EVERY_S / turn_s))
 

@@ -57,11 +57,42 @@ def run_job(job: Job, *, fresh: bool = False) -> History:
     Raises:
         What `Trainer` and `Trainer.fit` raise; ConfigError where names or options don't fit.
     """
+    train, validation = job_datasets(job)
+    return job_trainer(job, train, fresh=fresh).fit(
+        train,
+        validation,
+        epochs=job.training.epochs,
+        prefetch=job.data.prefetch,
+        **job_batches(job),
+    )
+
+
+def job_datasets(job: Job) -> tuple[Dataset, Dataset | None]:
+    """The job's parts for training and for validation."""
     train = Dataset(job.data.path, job.data.train)
-    validation = Dataset(job.data.path, job.data.validation) if job.data.validation else None
+    return train, Dataset(job.data.path, job.data.validation) if job.data.validation else None
+
+
+def job_batches(job: Job) -> dict[str, Any]:
+    """What `Trainer.fit` and `Trainer.assemble` are to know of the batches."""
+    return {
+        "global_batch": job.training.global_batch,
+        "micro_batch": job.training.micro_batch,
+        "last_batch": job.training.last_batch,
+        "augment": make_transforms(job.data.augment),
+        "verify": job.data.verify,
+    }
+
+
+def job_trainer(job: Job, train: Dataset, *, fresh: bool = False) -> Trainer:
+    """The job's trainer.
+
+    Raises:
+        What `Trainer` raises; ConfigError where names or options don't fit.
+    """
     inputs, target = train.column(job.data.inputs), train.column(job.data.target)
     early = job.early_stopping
-    trainer = Trainer(
+    return Trainer(
         model=_model_source(job, inputs, target),
         loss=_loss(job, target),
         optimizer=partial(make_optimizer, job.optimizer),
@@ -86,17 +117,6 @@ def run_job(job: Job, *, fresh: bool = False) -> History:
         grace_s=job.run.grace_s,
         fresh=fresh,
         job=job_tables(job),
-    )
-    return trainer.fit(
-        train,
-        validation,
-        epochs=job.training.epochs,
-        global_batch=job.training.global_batch,
-        micro_batch=job.training.micro_batch,
-        last_batch=job.training.last_batch,
-        augment=make_transforms(job.data.augment),
-        verify=job.data.verify,
-        prefetch=job.data.prefetch,
     )
 
 

@@ -105,6 +105,16 @@ class TrainingStep:
         self._reduction = TreeReduction(self._layout, world.communicator, world.device)
         self._views: dict[int, list[torch.Tensor]] = {}
 
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of one partial sum: gradients, running statistics, ledger."""
+        return self._layout.num_bytes
+
+    @property
+    def partial_sums(self) -> int:
+        """Partial sums that this worker has kept at once so far."""
+        return self._reduction.num_payloads
+
     def __call__(
         self, batch: GlobalBatch, columns: Columns, raised: Callable[[], int] = _nothing
     ) -> StepResult:

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 import torch
 
 from data_pipeline.loader import Batch
+from distrain.assembly import Assembly
 from distrain.coordinator.early_stopping import EarlyStopping, judge
-from distrain.coordinator.ledger import LedgerTotals
-from distrain.coordinator.metrics import MetricSet
 from distrain.coordinator.observers import EpochRecord
 from distrain.coordinator.recording import Recording
 from distrain.coordinator.run_state import RunState
 from distrain.coordinator.stops import StopAskedError
 from distrain.evaluate import to_device
-from distrain.parallel.split import BatchPlan
-from distrain.step import TrainingStep, check_finite
+from distrain.step import check_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +23,12 @@ class TrainingLoop:
 
     Attributes:
         batches: This worker's samples of each step that is left.
-        evaluate: Measures the validation set, if there is one; takes `raised`.
         raised: What asks this worker to stop, 0 for nothing.
     """
 
     model: torch.nn.Module
-    plan: BatchPlan
-    training_step: TrainingStep
+    parts: Assembly
     batches: Iterator[Batch]
-    device: torch.device
-    evaluate: Callable[[Callable[[], int]], LedgerTotals] | None
-    metrics: MetricSet
     early_stopping: EarlyStopping | None
     recording: Recording
     raised: Callable[[], int]
@@ -51,27 +44,24 @@ class TrainingLoop:
         Raises:
             StopAskedError: a worker was asked to stop; on all workers after the same step.
         """
-        rule, recording, steps_per_epoch = (
-            self.early_stopping,
-            self.recording,
-            self.plan.steps_per_epoch,
-        )
+        parts, rule, recording = self.parts, self.early_stopping, self.recording
+        steps_per_epoch, metrics = parts.plan.steps_per_epoch, parts.metrics
         seen, began = 0, time.monotonic()
         self.model.train()
         while not state.stopped and (state.step < last_step or state.totals is not None):
             if not state.ends_epoch(steps_per_epoch):
-                batch = self.plan.batch(state.step)
-                columns = to_device(next(self.batches).columns, self.device)
-                result = self.training_step(batch, columns, self.raised)
+                batch = parts.plan.batch(state.step)
+                columns = to_device(next(self.batches).columns, parts.world.device)
+                result = parts.step(batch, columns, self.raised)
                 state, seen = state.after_step(result.totals), seen + batch.num_samples
                 recording.step(result, state)
                 if any(result.flags):
                     raise StopAskedError(result.flags)
             if state.ends_epoch(steps_per_epoch) and state.totals is not None:
                 rate = seen / (time.monotonic() - began)
-                scores = state.totals.scores(self.metrics)
-                if self.evaluate is not None:
-                    scores |= self.evaluate(self.raised).scores(self.metrics, prefix="val_")
+                scores = state.totals.scores(metrics)
+                if parts.evaluate is not None:
+                    scores |= parts.evaluate(self.raised).scores(metrics, prefix="val_")
                 check_finite(self.model, state.step)
                 epoch, seconds = state.step // steps_per_epoch, time.monotonic() - began
                 record = EpochRecord(epoch, state.step, scores, seconds, rate)
@@ -81,5 +71,5 @@ class TrainingLoop:
                 if verdict.improved and rule is not None and rule.restore_best:
                     best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
                 seen, began = 0, time.monotonic()
-            recording.state(state, self.model, self.training_step.optimizer, best)
+            recording.state(state, self.model, parts.step.optimizer, best)
         return best

@@ -1,6 +1,6 @@
 """The trainer: what a person gives, checked and put together for the loop."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -9,9 +9,10 @@ import torch
 
 from data_pipeline.augment import Transform
 from data_pipeline.dataset import Dataset
-from data_pipeline.loader import Loader, Recipe, Span
+from data_pipeline.loader import Recipe
 from data_pipeline.order import ShuffledOrder
 from data_pipeline.standardize import Standardization, standardization
+from distrain.assembly import Assembly
 from distrain.config import default_micro_batch
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
@@ -197,26 +198,20 @@ class Trainer:
             StoppedError: a signal or the time limit has ended the run, and all is saved. It is a
                 `SystemExit` with 75.
         """
-        if epochs < 1 or global_batch < 1:
-            raise ConfigError(
-                f"epochs is {epochs} and global_batch {global_batch}; both must be 1 or more"
-            )
-        self._fix_kernels()  # another trainer of this process may have set others
-        size = default_micro_batch(global_batch) if micro_batch is None else micro_batch
-        plan = BatchPlan(train.num_rows, global_batch, size, last_batch)
-        plan.check_world_size(self._world.size)
-        self._scaling = self._scaling_by(train)
-        recipe = self._recipe(train, shuffle=True, transforms=tuple(augment))
-        metrics = self._metric_set(train)
-        self._check_monitor(metrics, validation)
-        for dataset in filter(None, (train, validation)):
-            dataset.column(self._inputs), dataset.column(self._target)
-            if verify:
-                dataset.verify(rank=self._world.rank, world_size=self._world.size)
-        self.optimizer = checked_optimizer(self._make_optimizer, self.model)
-        step = self._training_step(self.optimizer, plan, metrics)
+        if epochs < 1:
+            raise ConfigError(f"epochs is {epochs}; it must be 1 or more")
+        parts = self.assemble(
+            train,
+            validation,
+            global_batch=global_batch,
+            micro_batch=micro_batch,
+            last_batch=last_batch,
+            augment=augment,
+            verify=verify,
+        )
+        plan, step, optimizer = parts.plan, parts.step, parts.step.optimizer
         identity = self._settings | run_identity(
-            self.model, self.optimizer, plan, recipe, train=train, validation=validation
+            self.model, optimizer, plan, parts.recipe, train=train, validation=validation
         )
         with open_recording(
             self._world, self._folder, identity, self._job, fresh=self._fresh, show=self._progress
@@ -224,22 +219,14 @@ class Trainer:
             if recording.is_finished(epochs):
                 return recording.load_result(self.model)
             last = epochs * plan.steps_per_epoch
-            state, best = recording.take_up(self.model, self.optimizer, last)
+            state, best = recording.take_up(self.model, optimizer, last)
             recording.begin(plan, epochs, self._checkpoint)
-            evaluate = None
-            if validation is not None:
-                evaluate = partial(self._evaluate, validation, metrics)
             with self._stop_watch(recording, step) as watch:
-                steps = range(state.step, last)
-                with self._loader(train, recipe, plan, steps, prefetch) as batches:
+                with parts.batches(range(state.step, last), prefetch) as batches:
                     loop = TrainingLoop(
                         model=self.model,
-                        plan=plan,
-                        training_step=step,
+                        parts=parts,
                         batches=batches,
-                        device=self._world.device,
-                        evaluate=evaluate,
-                        metrics=metrics,
                         early_stopping=self._early_stopping,
                         recording=recording,
                         raised=lambda: watch.flag,
@@ -248,11 +235,50 @@ class Trainer:
                         best = loop.run(state, best, last)
                     except StopAskedError as asked:
                         watch.handled()
-                        recording.stop(asked, self.model, step.optimizer)
+                        recording.stop(asked, self.model, optimizer)
                 watch.handled()
                 if best:
                     self.model.load_state_dict(best)
                 return recording.finish(self.model, restored=bool(best))
+
+    def assemble(
+        self,
+        train: Dataset,
+        validation: Dataset | None = None,
+        *,
+        global_batch: int,
+        micro_batch: int | None = None,
+        last_batch: Literal["keep", "drop"] = "keep",
+        augment: Sequence[Transform] = (),
+        verify: bool = True,
+    ) -> Assembly:
+        """Puts a training's parts together without starting it; arguments and errors are `fit`'s.
+
+        `fit` goes through all steps, and `distrain plan` tries some.
+        """
+        if global_batch < 1:
+            raise ConfigError(f"global_batch is {global_batch}; it must be 1 or more")
+        self._fix_kernels()  # another trainer of this process may have set others
+        size = default_micro_batch(global_batch) if micro_batch is None else micro_batch
+        plan = BatchPlan(train.num_rows, global_batch, size, last_batch)
+        plan.check_world_size(self._world.size)
+        self._scaling = self._scaling_by(train)
+        metrics = self._metric_set(train)
+        self._check_monitor(metrics, validation)
+        for dataset in filter(None, (train, validation)):
+            dataset.column(self._inputs), dataset.column(self._target)
+            if verify:
+                dataset.verify(rank=self._world.rank, world_size=self._world.size)
+        self.optimizer = checked_optimizer(self._make_optimizer, self.model)
+        return Assembly(
+            world=self._world,
+            train=train,
+            plan=plan,
+            recipe=self._recipe(train, shuffle=True, transforms=tuple(augment)),
+            metrics=metrics,
+            step=self._training_step(self.optimizer, plan, metrics),
+            evaluate=None if validation is None else partial(self._evaluate, validation, metrics),
+        )
 
     def evaluate(self, dataset: Dataset) -> dict[str, float]:
         """The mean loss and all metrics over a whole data set, exact at any number of workers.
@@ -308,30 +334,6 @@ class Trainer:
     def _scaling_by(self, dataset: Dataset) -> dict[str, Standardization]:
         found = standardization(dataset, self._inputs, scaled=self._standardize)
         return {} if found is None else {self._inputs: found}
-
-    def _loader(
-        self,
-        train: Dataset,
-        recipe: Recipe,
-        plan: BatchPlan,
-        steps: range,
-        depth: int,
-    ) -> Loader:
-        rank, size = self._world.rank, self._world.size
-
-        def spans() -> Iterator[Span]:
-            for number in steps:
-                batch = plan.batch(number)
-                yield Span(batch.epoch, *batch.positions(batch.owned(rank, size)))
-
-        return Loader(
-            train,
-            recipe,
-            spans(),
-            max_rows=min(-(-plan.num_micro_batches // size) * plan.micro_batch, train.num_rows),
-            depth=depth,
-            pin_memory=self._world.device.type == "cuda",
-        )
 
     def _stop_watch(self, recording: Recording, step: TrainingStep) -> StopWatch:
         """Watches for signals where there is something to save; else they do what they always do.

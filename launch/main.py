@@ -1,6 +1,7 @@
 """The `distrain` command."""
 
 import argparse
+import math
 import os
 import sys
 import traceback
@@ -12,6 +13,21 @@ from data_pipeline.errors import DataError, StorageError
 from distrain import __version__
 from distrain.errors import DistrainError, ExitCode, UsageError, exit_code_of
 from launch.failure import Cause, TerminatedError, report_of
+
+_PLAN_USAGE = """\
+usage: distrain plan JOB [--workers N] [--seconds S] [--json]
+                     [--section.field VALUE ...]
+
+Says what a job is made of, which numbers of workers are worth having, and what it
+will take on this machine in time and memory. Nothing is written.
+
+  JOB                    a job file, such as examples/digits.toml
+  --workers N            measured with so many; one a GPU, or 1, unless given
+  --seconds S            try the job's first steps for about so long (3); with 0
+                         nothing is tried
+  --json                 one JSON object, for a program
+  --section.field VALUE  set any field of the job
+"""
 
 _TRAIN_USAGE = """\
 usage: distrain train JOB [--workers N] [--max-restarts N] [--fresh]
@@ -59,9 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _run(arguments: list[str]) -> Cause | None:
     parser = _parser()
-    if arguments[:1] == ["train"]:
+    if arguments[:1] in (["train"], ["plan"]):
         known, overrides = parser.parse_known_args(arguments)
-        return _train(known, overrides)
+        return _train(known, overrides) if known.command == "train" else _plan(known, overrides)
     known = parser.parse_args(arguments)
     if known.command == "launch":
         return _launch(known)
@@ -89,6 +105,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--max-restarts", type=int)
     train.add_argument("--fresh", action="store_true")
     train.add_argument("-h", "--help", action="store_true")
+
+    plan = commands.add_parser("plan", help="say what a job will take here", add_help=False)
+    plan.add_argument("job", type=Path, nargs="?")
+    plan.add_argument("--workers", type=int)
+    plan.add_argument("--seconds", type=float, default=3.0)
+    plan.add_argument("--json", action="store_true")
+    plan.add_argument("-h", "--help", action="store_true")
 
     status = commands.add_parser("status", help="tell how a run stands, or how it ended")
     status.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
@@ -155,6 +178,21 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> Cause | None:
         overrides,
         fresh=known.fresh,
         max_restarts=_checked_restarts(known.max_restarts),
+    )
+
+
+def _plan(known: argparse.Namespace, overrides: list[str]) -> Cause | None:
+    from launch import plan_command  # noqa: PLC0415 - what `--help` has no need of
+
+    if known.help:
+        print(_PLAN_USAGE)
+        return None
+    if known.job is None:
+        raise UsageError(f"plan needs a job file\n{_PLAN_USAGE}")
+    if not 0 <= known.seconds < math.inf:
+        raise UsageError(f"--seconds is {known.seconds}; give 0 or more")
+    return plan_command.plan(
+        known.job, known.workers, overrides, seconds=known.seconds, as_json=known.json
     )
 
 

@@ -1,12 +1,15 @@
-"""What runs in each worker's process: a job or a script, and a report if it fails.
+"""What runs in each worker's process: a job, its rehearsal or a script; a report if it fails.
 
 python -m launch.worker job RESOLVED.toml [--fresh]
+python -m launch.worker rehearsal RESOLVED.toml SECONDS OUT.json
 python -m launch.worker script SCRIPT ARGS...
 """
 
 import atexit
 import ctypes
+import dataclasses
 import faulthandler
+import json
 import os
 import runpy
 import signal
@@ -28,6 +31,9 @@ def run(arguments: Sequence[str]) -> None:
     kind, target, *rest = arguments
     if kind == "job":
         _run_job(Path(target), fresh="--fresh" in rest)
+        return
+    if kind == "rehearsal":
+        _rehearse(Path(target), float(rest[0]), Path(rest[1]))
         return
     # A script's signals are its own: those of the launcher's that wait come now.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
@@ -51,6 +57,18 @@ def _run_job(path: Path, *, fresh: bool) -> None:
         raise StoppedError("SIGINT") from error
     except TerminatedError as error:
         raise StoppedError(signal.Signals(error.number).name) from error
+
+
+def _rehearse(path: Path, seconds: float, out: Path) -> None:
+    """Tries a job's first steps; rank 0 leaves what was measured."""
+    from distrain.job_file import read_job  # noqa: PLC0415 - as above
+    from distrain.practice.rehearsal import rehearse  # noqa: PLC0415
+
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+    sys.path.insert(0, str(Path.cwd()))
+    measured = rehearse(read_job(path), seconds)
+    if measured is not None:
+        out.write_text(json.dumps(dataclasses.asdict(measured)))
 
 
 def failure_of(arguments: Sequence[str], rank: int) -> Report | None:

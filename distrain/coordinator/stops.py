@@ -58,10 +58,10 @@ class InterruptedAgainError(KeyboardInterrupt):
 class StopAskedError(Exception):
     """Leaves an evaluation that a stop has cut off; it is done again when the run goes on."""
 
-    def __init__(self, flags: Sequence[int]) -> None:
-        """`flags` are those of all workers."""
+    def __init__(self, flags: Sequence[int], share_done: float = 0.0) -> None:
+        """`flags` are those of all workers; `share_done` is how far an evaluation has come."""
         super().__init__()
-        self.flags = tuple(flags)
+        self.flags, self.share_done = tuple(flags), share_done
 
 
 def reason_of(flags: Sequence[int]) -> str | None:

@@ -15,6 +15,14 @@ def merge(left: Payload, right: Payload) -> Payload:
     return left.add_(right)
 
 
+def nodes_by_rank(num_leaves: int, world_size: int) -> list[list[Node]]:
+    """The nodes that each worker sends."""
+    return [
+        covering_nodes(owned_range(num_leaves, rank, world_size), num_leaves)
+        for rank in range(world_size)
+    ]
+
+
 @dataclass(frozen=True)
 class Reduced:
     """What an exchange brought, the same on every worker.
@@ -43,6 +51,11 @@ class TreeReduction:
         self._spare: list[Payload] = []
         self._num_leaves = 0
         self._fold: Fold[Payload] | None = None
+
+    @property
+    def num_payloads(self) -> int:
+        """Payloads that this worker has needed at once so far."""
+        return len(self._spare)
 
     def begin(self, num_leaves: int) -> range:
         """Starts a sum; returns the leaves that this worker owns."""
@@ -82,11 +95,7 @@ class TreeReduction:
     def _exchange(
         self, local: list[Payload], flag: int
     ) -> tuple[dict[Node, Payload], tuple[int, ...]]:
-        size = self._communicator.world_size
-        by_rank = [
-            covering_nodes(owned_range(self._num_leaves, rank, size), self._num_leaves)
-            for rank in range(size)
-        ]
+        by_rank = nodes_by_rank(self._num_leaves, self._communicator.world_size)
         # All workers send as many slots, since an all-gather wants equal shapes.
         most = max(len(nodes) for nodes in by_rank)
         if most == 1 and local:

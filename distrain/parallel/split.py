@@ -20,6 +20,16 @@ def owned_range(num_items: int, rank: int, world_size: int) -> range:
     return range(rank * num_items // world_size, (rank + 1) * num_items // world_size)
 
 
+def useful_world_sizes(num_micro_batches: int) -> list[int]:
+    """The numbers of workers that are faster than one less: the busiest worker has less to do."""
+    sizes, busiest = [], num_micro_batches + 1
+    for size in range(1, num_micro_batches + 1):
+        if -(-num_micro_batches // size) < busiest:
+            sizes.append(size)
+            busiest = -(-num_micro_batches // size)
+    return sizes
+
+
 @dataclass(frozen=True)
 class GlobalBatch:
     """The samples of one update: positions [start, stop) of `epoch`, cut into micro-batches.

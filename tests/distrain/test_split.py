@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distrain.errors import ConfigError
-from distrain.parallel.split import BatchPlan, owned_range
+from distrain.parallel.split import BatchPlan, owned_range, useful_world_sizes
 
 
 @st.composite
@@ -165,3 +165,20 @@ def test_what_the_refusal_proposes_is_accepted(plan: BatchPlan, world_size: int)
             smaller.check_world_size(world_size)
     else:
         assert world_size <= plan.num_micro_batches
+
+
+@given(num_micro_batches=st.integers(1, 300))
+def test_useful_world_sizes_are_those_whose_busiest_worker_has_less_to_do(
+    num_micro_batches: int,
+) -> None:
+    def busiest(size: int) -> int:
+        return max(len(owned_range(num_micro_batches, rank, size)) for rank in range(size))
+
+    useful = useful_world_sizes(num_micro_batches)
+    assert useful[0] == 1
+    assert useful[-1] == num_micro_batches
+    assert useful == [
+        size
+        for size in range(1, num_micro_batches + 1)
+        if size == 1 or busiest(size) < busiest(size - 1)
+    ]

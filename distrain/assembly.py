@@ -1,0 +1,51 @@
+"""The parts of a training, put together and not started yet."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from data_pipeline.dataset import Dataset
+from data_pipeline.loader import Loader, Recipe, Span
+from distrain.coordinator.ledger import LedgerTotals
+from distrain.coordinator.metrics import MetricSet
+from distrain.parallel.split import BatchPlan
+from distrain.parallel.world import World
+from distrain.step import TrainingStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assembly:
+    """What one worker needs to train.
+
+    Attributes:
+        recipe: How training batches are made.
+        step: Does one global batch.
+        evaluate: Measures the validation set, if there is one, asking `raised` now and then
+            whether to leave.
+    """
+
+    world: World
+    train: Dataset
+    plan: BatchPlan
+    recipe: Recipe
+    metrics: MetricSet
+    step: TrainingStep
+    evaluate: Callable[[Callable[[], int]], LedgerTotals] | None
+
+    def batches(self, steps: range, depth: int) -> Loader:
+        """This worker's samples of some steps, `depth` batches prepared ahead."""
+        rank, size = self.world.rank, self.world.size
+        plan = self.plan
+
+        def spans() -> Iterator[Span]:
+            for number in steps:
+                batch = plan.batch(number)
+                yield Span(batch.epoch, *batch.positions(batch.owned(rank, size)))
+
+        return Loader(
+            self.train,
+            self.recipe,
+            spans(),
+            max_rows=min(-(-plan.num_micro_batches // size) * plan.micro_batch, plan.num_rows),
+            depth=depth,
+            pin_memory=self.world.device.type == "cuda",
+        )

@@ -1,0 +1,1 @@
+"""Tools round a run: what it will take, and what it did."""

@@ -1,0 +1,139 @@
+"""`distrain plan`: what a job is made of, and what it will take here."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.manifest import read_manifest
+from distrain.config import Job, default_micro_batch
+from distrain.job_file import job_tables, job_toml, override, read_job, with_folder
+from distrain.parallel.split import BatchPlan, useful_world_sizes
+from launch.failure import Cause
+from launch.local import run_workers
+from launch.status_command import duration
+from launch.train_command import check_job, check_workers
+
+MOST_NAMED = 8
+
+
+def plan(
+    path: Path, workers: int | None, overrides: Sequence[str], *, seconds: float, as_json: bool
+) -> Cause | None:
+    """Tries a job's first steps for about so many seconds, and says what the run will take.
+
+    Nothing is written; with `seconds` 0 nothing is tried either.
+
+    Raises:
+        UsageError, ConfigError, DataError: the job can't be run.
+    """
+    job = with_folder(override(read_job(path), overrides, prog=f"distrain plan {path}"), path)
+    size = check_workers(workers)
+    check_job(job, size)
+    measured: dict[str, Any] = {}
+    if seconds > 0:
+        with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
+            resolved, out = Path(folder) / "job.toml", Path(folder) / "measured.json"
+            resolved.write_bytes(job_toml(job_tables(job)))
+            cause = run_workers(["rehearsal", str(resolved), repr(seconds), str(out)], size)
+            if cause is not None:
+                return cause
+            measured = json.loads(out.read_bytes())
+    found = {**_counts(job), **measured}
+    if measured:
+        found["run_s"] = _run_seconds(found)
+    print(json.dumps(found, indent=2) if as_json else "\n".join(plan_lines(job, found)))
+    return None
+
+
+def _counts(job: Job) -> dict[str, Any]:
+    """What follows from the sizes alone."""
+    manifest = read_manifest(Path(job.data.path))
+    training = job.training
+    micro_batch = training.micro_batch or default_micro_batch(training.global_batch)
+    rows = manifest.parts[job.data.train].rows
+    batches = BatchPlan(rows, training.global_batch, micro_batch, training.last_batch)
+    last = batches.batch(batches.steps_per_epoch - 1)
+    return {
+        "rows": rows,
+        "validation_rows": manifest.parts[job.data.validation].rows if job.data.validation else 0,
+        "epochs": training.epochs,
+        "steps_per_epoch": batches.steps_per_epoch,
+        "steps": training.epochs * batches.steps_per_epoch,
+        "global_batch": training.global_batch,
+        "micro_batch": micro_batch,
+        "micro_batches": batches.num_micro_batches,
+        "last_batch_samples": last.num_samples,
+        "last_batch_micro_batches": last.num_micro_batches,
+        "useful_workers": useful_world_sizes(batches.num_micro_batches),
+    }
+
+
+def _run_seconds(found: dict[str, Any]) -> float:
+    """All epochs; early stopping may end it sooner."""
+    evaluations_s = found["epochs"] * (found["evaluation_s"] or 0.0)
+    return float(found["prepare_s"] + found["steps"] * found["step_s"] + evaluations_s)
+
+
+def plan_lines(job: Job, found: dict[str, Any]) -> list[str]:
+    """The plan for a person, in lines of 80 columns."""
+    rows = f"{found['rows']:,} rows to train on"
+    if found["validation_rows"]:
+        rows += f", {found['validation_rows']:,} for validation"
+    micro_batches = found["micro_batches"]
+    lines = [
+        f"data      {job.data.path}: {rows}",
+        f"steps     {found['epochs']:,} epochs of {found['steps_per_epoch']:,}: {found['steps']:,}",
+        f"batch     {found['global_batch']:,} samples = {micro_batches:,} micro-batches of "
+        f"{found['micro_batch']:,}",
+    ]
+    if found["last_batch_samples"] != found["global_batch"]:
+        lines.append(
+            f"          an epoch's last: {found['last_batch_samples']:,} samples in "
+            f"{found['last_batch_micro_batches']:,}"
+        )
+    lines += _worker_lines(found["useful_workers"], micro_batches)
+    return lines + (_measured_lines(job, found) if "step_s" in found else [])
+
+
+def _worker_lines(useful: list[int], micro_batches: int) -> list[str]:
+    if micro_batches == 1:
+        return ["workers   1: a batch has a single micro-batch; lower micro_batch for more"]
+    few, even = useful[:MOST_NAMED], [size for size in useful if micro_batches % size == 0]
+    more = f", ... {useful[-1]:,}" if len(useful) > len(few) else ""
+    lines = [f"workers   {', '.join(f'{size:,}' for size in few)}{more} (others are no faster)"]
+    if even != useful:
+        named = ", ".join(f"{size:,}" for size in even[:MOST_NAMED])
+        more = f", ... {even[-1]:,}" if len(even) > MOST_NAMED else ""
+        lines.append(f"          all have the same to do with {named}{more}")
+    return lines
+
+
+def _measured_lines(job: Job, found: dict[str, Any]) -> list[str]:
+    size = found["world_size"]
+    workers = "1 worker" if size == 1 else f"{size} workers"
+    sums = found["partial_sums"]
+    lines = [
+        f"model     {found['num_parameters']:,} parameters in {found['num_tensors']:,} tensors",
+        f"memory    a worker: weights {_mb(found['model_bytes'])}, optimizer "
+        f"{_mb(found['optimizer_bytes'])},",
+        f"          gradients {sums} x {_mb(found['payload_bytes'])} (partial sums); at most "
+        f"{_mb(found['peak_bytes'])} in all",
+    ]
+    if size > 1:
+        lines.append(f"exchange  {_mb(found['sent_bytes'])} a step from each worker to each other")
+    speed = found["global_batch"] / found["step_s"]
+    lines += [
+        f"step      {found['step_s']:.4f} s ({found['least_step_s']:.4f} to "
+        f"{found['most_step_s']:.4f} over {found['steps_measured']} steps), {speed:,.0f} samples/s",
+        f"          measured here, {workers} on {found['device']}",
+    ]
+    if found["evaluation_s"] is not None:
+        lines.append(f"          an evaluation: {found['evaluation_s']:.2f} s")
+    early = ", unless it stops early" if job.early_stopping.monitor else ""
+    return [*lines, f"run       about {duration(found['run_s'])}{early}"]
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB" if size >= 1e9 else f"{size / 1e6:,.2f} MB"

@@ -6,10 +6,12 @@ decides whether a restart is of use, survivors are killed at once (all that they
 checkpoint), and a signal is handed on, so that the workers can save.
 """
 
+import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
 
 from distrain.errors import ExitCode
 from launch.failure import ASKING, Cause, first_cause, forced_end, is_retried, read_reports
@@ -41,7 +43,7 @@ class Agent(LocalElasticAgent):
 
     def __init__(self, spec: WorkerSpec, folder: Path, grace_s: float) -> None:
         """`folder` takes the workers' reports; after `grace_s` a stop is enforced."""
-        super().__init__(spec, DefaultLogsSpecs(log_dir=str(folder)))
+        super().__init__(spec, DefaultLogsSpecs(log_dir=str(folder)), start_method="forkserver")
         self.cause: Cause | None = None
         self._folder, self._grace_s = folder, grace_s
         self._asked: signal.Signals | None = None
@@ -62,19 +64,20 @@ class Agent(LocalElasticAgent):
             self._enough = True
 
     def _signal_workers(self) -> None:
-        for process in self._processes().values():
-            if self._asked is not None and process.poll() is None:
-                process.send_signal(self._asked)
+        for process in self._processes():
+            if self._asked is not None and process.pid is not None and process.is_alive():
+                os.kill(process.pid, self._asked)
 
-    def _processes(self) -> Mapping[int, Any]:
+    def _processes(self) -> Sequence[BaseProcess]:
         """The workers by local rank; on one machine that is their rank."""
-        if not isinstance(self._pcontext, SubprocessContext):
-            return {}
-        handlers = self._pcontext.subprocess_handlers
-        return {rank: handler.proc for rank, handler in handlers.items()}
+        if not isinstance(self._pcontext, MultiprocessContext) or self._pcontext._pc is None:
+            return []
+        processes: Sequence[BaseProcess] = self._pcontext._pc.processes
+        return processes
 
     def _exit_codes(self) -> dict[int, int]:
-        codes = {rank: process.poll() for rank, process in self._processes().items()}
+        """By rank, of workers that have ended: one that has done its work waits for the others."""
+        codes = {rank: process.exitcode for rank, process in enumerate(self._processes())}
         return {rank: code for rank, code in codes.items() if code is not None}
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
@@ -95,7 +98,7 @@ class Agent(LocalElasticAgent):
         return started
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        if any(self._exit_codes().values()):
+        if self._exit_codes():
             codes = self._settled()
             self.cause = first_cause(read_reports(self._folder), codes)
             self._give_up_or_restart(self.cause)
@@ -117,7 +120,7 @@ class Agent(LocalElasticAgent):
             limit_s = SAVED_SETTLE_S if saved else SETTLE_S
             all_ended = len(codes) == len(self._processes())
             if all_ended or self._enough or time.monotonic() - since > limit_s:
-                return {rank: code for rank, code in codes.items() if code}
+                return codes
             time.sleep(0.01)
 
     def _give_up_or_restart(self, cause: Cause) -> None:

@@ -98,7 +98,7 @@ def first_cause(reports: Sequence[Report], exit_codes: Mapping[int, int]) -> Cau
 
     Args:
         reports: Of the workers that left one.
-        exit_codes: By rank, of those that failed; negative for a signal.
+        exit_codes: By rank, of those that ended; negative for a signal.
     """
     ordered = sorted(reports, key=lambda report: report.time_ns)
     own = [report for report in ordered if not report.lost_peer]
@@ -108,7 +108,7 @@ def first_cause(reports: Sequence[Report], exit_codes: Mapping[int, int]) -> Cau
     reported = {report.rank for report in reports}
     silent = sorted((rank, code) for rank, code in exit_codes.items() if rank not in reported)
     killed = [(rank, code) for rank, code in silent if code < 0]
-    left = [(rank, code) for rank, code in silent if code > 0]
+    left = [(rank, code) for rank, code in silent if code >= 0]
     for rank, code in (*killed, *left):
         return _silent_cause(rank, code)
     if ordered:
@@ -136,7 +136,8 @@ def forced_end(asked: signal.Signals, grace_s: float, *, enough: bool) -> Cause:
 def _silent_cause(rank: int, code: int) -> Cause:
     if code == ExitCode.STOPPED:
         return Cause(0, code, str(StoppedError("a signal")))
-    if code > 0:
-        return Cause(rank, code, f"worker {rank} ended with exit code {code} and said nothing")
+    if code >= 0:
+        said = f"worker {rank} ended with exit code {code} and said nothing"
+        return Cause(rank, code or ExitCode.WORKER_LOST, said)
     name = signal.Signals(-code).name
     return Cause(rank, ExitCode.WORKER_LOST, f"worker {rank} was killed by {name}")

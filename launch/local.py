@@ -7,11 +7,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 
-from distrain.coordinator.stops import BEGAN, LAUNCHER
-from launch.failure import REPORTS, Cause, TerminatedError
-from launch.worker import failure_of
+from distrain.coordinator.stops import BEGAN
+from launch.failure import ASKING, REPORTS, Cause, TerminatedError
+from launch.worker import failure_of, fork_server_settings, restore_settings, work
 
 MONITOR_EVERY_S = 0.1
 """How often the agent looks after its workers."""
@@ -27,7 +28,7 @@ def run_workers(
     max_restarts: int | None = None,
     grace_s: float = GRACE_S,
 ) -> Cause | None:
-    """Runs `python -m launch.worker ARGUMENTS` as a group of workers; the cause of a failure.
+    """Runs `launch.worker` with these arguments as a group of workers; the cause of a failure.
 
     One worker runs in this very process, so that a debugger has a terminal; nobody is left to start
     it again if it dies, so with `max_restarts` it is a process of its own. When one of several
@@ -51,7 +52,12 @@ def run_workers(
 def _run_group(
     arguments: Sequence[str], workers: int, max_restarts: int, grace_s: float, folder: Path
 ) -> Cause | None:
-    # Imported here: torch takes 2 s, and one worker or a job that is refused has no need of it.
+    os.environ[REPORTS] = str(folder)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Between the workers of one machine nothing has to leave it.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    _start_fork_server()
+    # Imported here: torch takes 1 s, and one worker or a job that is refused has no need of it.
     from torch.distributed.elastic.agent.server.api import WorkerSpec  # noqa: PLC0415
 
     from launch import loopback  # noqa: PLC0415
@@ -61,18 +67,12 @@ def _run_group(
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ[REPORTS] = str(folder)
-    os.environ[LAUNCHER] = str(os.getpid())
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # Between the workers of one machine nothing has to leave it.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     rendezvous = loopback.rendezvous(folder / "rendezvous")
     spec = WorkerSpec(
         role="default",
         local_world_size=workers,
-        entrypoint=sys.executable,
-        # -P: a file of the user's called launch.py must not be taken for this package.
-        args=("-P", "-m", "launch.worker", *arguments),
+        entrypoint=work,
+        args=(list(arguments), os.getpid(), list(sys.path), fork_server_settings()),
         rdzv_handler=rendezvous,
         max_restarts=max_restarts,
         monitor_interval=MONITOR_EVERY_S,
@@ -84,6 +84,24 @@ def _run_group(
     finally:
         rendezvous.shutdown()
     return agent.cause if result is None or result.is_failed() else None
+
+
+def _start_fork_server() -> None:
+    """Starts the process that workers are forked from; it imports while this one does."""
+    before = fork_server_settings()
+    # A file of the user's called launch.py or torch.py must not be taken for the package.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    # Where this process is killed, the semaphores that Python takes away after it are no news.
+    ignored = "ignore:resource_tracker:UserWarning"
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before.get("PYTHONWARNINGS"), ignored]))
+    # The signals that are handed on are the workers' to take, when they can.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+    try:
+        forkserver.set_forkserver_preload(["launch.warm"])
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        restore_settings(before)
 
 
 def _terminate(number: int, _frame: object) -> None:

@@ -1,12 +1,11 @@
 """What runs in each worker's process: a job, its rehearsal or a script; a report if it fails.
 
-python -m launch.worker job RESOLVED.toml [--fresh]
-python -m launch.worker rehearsal RESOLVED.toml SECONDS OUT.json
-python -m launch.worker script SCRIPT ARGS...
+job RESOLVED.toml [--fresh]
+rehearsal RESOLVED.toml SECONDS OUT.json
+script SCRIPT ARGS...
 """
 
 import atexit
-import ctypes
 import dataclasses
 import faulthandler
 import json
@@ -15,15 +14,16 @@ import runpy
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from distrain.coordinator.stops import InterruptedAgainError, StoppedError
+from distrain.coordinator.stops import InterruptedAgainError, StoppedError, tell_of_stops
 from distrain.errors import ExitCode
 from launch.failure import ASKING, REPORTS, Report, TerminatedError, report_of, write_report
+from launch.parent import die_with_parent, name_process
 
-_PR_SET_PDEATHSIG = 1
+_SETTINGS = ("PYTHONSAFEPATH", "PYTHONWARNINGS")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -93,33 +93,45 @@ def failure_of(arguments: Sequence[str], rank: int) -> Report | None:
     return None
 
 
-def main() -> None:
-    """The process's entry: dies with the launcher, and leaves a report if it fails."""
-    _die_with_parent()
+def fork_server_settings() -> dict[str, str]:
+    """Of the variables that the fork server is given other values of, those that are set."""
+    return {name: os.environ[name] for name in _SETTINGS if name in os.environ}
+
+
+def restore_settings(before: Mapping[str, str]) -> None:
+    """Sets these variables back."""
+    for name in _SETTINGS:
+        os.environ.pop(name, None)
+    os.environ.update(before)
+
+
+def work(
+    arguments: Sequence[str], launcher: int, search_path: Sequence[str], settings: Mapping[str, str]
+) -> None:
+    """A worker's process, from its begin: dies with the launcher, and leaves a report if it fails.
+
+    Args:
+        arguments: As above.
+        launcher: The launcher's process, which is told of signals that come to this one.
+        search_path: Where Python looks for modules.
+        settings: The launcher's `fork_server_settings`.
+    """
+    die_with_parent()
+    os.setsid()  # Ctrl-C in a terminal is for the launcher, which hands it on
+    rank = int(os.environ["RANK"])
+    name_process(f"distrain-rank-{rank}")
+    sys.path[:] = search_path
+    restore_settings(settings)
+    tell_of_stops(launcher)
     faulthandler.enable()
-    rank = int(os.environ.get("RANK", "0"))
-    report = failure_of(sys.argv[1:], rank)
+    report = failure_of(arguments, rank)
     if report is None:
         atexit._run_exitfuncs()
-    elif REPORTS in os.environ:
-        write_report(Path(os.environ[REPORTS]), report)
     else:
-        print(report.text, file=sys.stderr)
+        write_report(Path(os.environ[REPORTS]), report)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, AttributeError):  # closed by who started this, or full
             stream.flush()
-    # At once: exchanges that wait for lost peers must not hold a failed process, and threads of
-    # torch's must not abort a good one while the interpreter is taken down (see world.leave).
-    os._exit(0 if report is None else report.exit_code)
-
-
-def _die_with_parent() -> None:
-    """Asks Linux to kill this process when the launcher dies, however it dies."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-if __name__ == "__main__":
-    main()
+    if report is not None:
+        # At once: exchanges that wait for lost peers must not hold a failed process.
+        os._exit(report.exit_code)

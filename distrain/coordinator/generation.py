@@ -5,12 +5,14 @@ disk without locks, a node that was given up for dead and comes back), each star
 its own, and a process that finds another's has to end.
 """
 
+import os
 import uuid
 from pathlib import Path
 
 from data_pipeline.durable import write_whole
 from data_pipeline.errors import StorageError
 from distrain.coordinator.run_layout import GENERATION
+from distrain.coordinator.stops import BEGAN
 from distrain.errors import ConfigError
 
 
@@ -26,7 +28,7 @@ class Generation:
         self._folder = folder
         before = mark_in(folder).partition(" ")[0]
         self.number = 1 + (int(before) if before.isdecimal() else 0)
-        self._mark = f"{self.number} {uuid.uuid4().hex}"
+        self._mark = f"{self.number} {uuid.uuid4().hex} {os.environ.get(BEGAN, '')}".strip()
         write_whole(folder / GENERATION, f"{self._mark}\n".encode())
 
     def check(self) -> None:
@@ -55,3 +57,11 @@ def mark_in(folder: Path) -> str:
         return ""
     except (OSError, UnicodeDecodeError) as error:
         raise StorageError(f"cannot read {path}: {error}") from error
+
+
+def is_of_this_launch(folder: Path) -> bool:
+    """Whether the newest start was this launcher's too: its workers have been started again."""
+    began = os.environ.get(BEGAN)
+    if began is None:  # torchrun, whose restarts count from 1
+        return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return mark_in(folder).partition(" ")[2].partition(" ")[2] == began

@@ -20,6 +20,7 @@ from distrain.coordinator.checkpointing import (
     take_up,
 )
 from distrain.coordinator.event_log import EventLog, recorded_epochs
+from distrain.coordinator.generation import is_of_this_launch
 from distrain.coordinator.history import History
 from distrain.coordinator.observers import (
     Ending,
@@ -346,7 +347,7 @@ def open_recording(
         held: RunFolder | None = None
         if world.rank == 0 and folder is not None:
             held = stack.enter_context(
-                RunFolder(folder, identity, fresh=fresh and not _is_restart())
+                RunFolder(folder, identity, fresh=fresh and not is_of_this_launch(Path(folder)))
             )
         recording = Recording(world, held, job, show=show)
         try:
@@ -356,11 +357,6 @@ def open_recording(
         except BaseException as error:
             _note(recording, error)
             raise
-
-
-def _is_restart() -> bool:
-    """Whether a launcher has started the workers again: what they left must not be put aside."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def _note(recording: Recording, error: BaseException) -> None:

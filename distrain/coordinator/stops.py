@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -27,9 +27,6 @@ TIME_LIMIT = 1000
 
 BEGAN = "DISTRAIN_BEGAN"
 """Environment variable: when the launcher began, in seconds of the host's monotonic clock."""
-
-LAUNCHER = "DISTRAIN_LAUNCHER"
-"""Environment variable: the launcher's process, which hands a worker's signal on to the others."""
 
 _END = b"\0"
 
@@ -179,8 +176,18 @@ class StopWatch:
                 _tell_launcher()
 
 
+_told: list[int] = []
+
+
+def tell_of_stops(launcher: int) -> None:
+    """From now on the process `launcher` is sent SIGUSR1 when this one is asked to stop.
+
+    It asks the other workers too: the step in hand may never end.
+    """
+    _told[:] = [launcher]
+
+
 def _tell_launcher() -> None:
-    """Has the launcher ask the other workers too: the step in hand may never end."""
-    launcher = int(os.environ.get(LAUNCHER, "0"))
-    if launcher and launcher == os.getppid():
-        os.kill(launcher, signal.SIGUSR1)
+    for launcher in _told:
+        with suppress(ProcessLookupError):
+            os.kill(launcher, signal.SIGUSR1)

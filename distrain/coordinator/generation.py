@@ -59,9 +59,9 @@ def mark_in(folder: Path) -> str:
         raise StorageError(f"cannot read {path}: {error}") from error
 
 
-def is_of_this_launch(folder: Path) -> bool:
-    """Whether the newest start was this launcher's too: its workers have been started again."""
-    began = os.environ.get(BEGAN)
-    if began is None:  # torchrun, whose restarts count from 1
-        return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    return mark_in(folder).partition(" ")[2].partition(" ")[2] == began
+def is_restart(folder: Path) -> bool:
+    """Whether the workers were started again by the launcher that made the newest start, too."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return False
+    began = os.environ.get(BEGAN)  # torchrun sets none
+    return began is None or mark_in(folder).partition(" ")[2].partition(" ")[2] == began

@@ -20,7 +20,7 @@ from distrain.coordinator.checkpointing import (
     take_up,
 )
 from distrain.coordinator.event_log import EventLog, recorded_epochs
-from distrain.coordinator.generation import is_of_this_launch
+from distrain.coordinator.generation import is_restart
 from distrain.coordinator.history import History
 from distrain.coordinator.observers import (
     Ending,
@@ -347,7 +347,7 @@ def open_recording(
         held: RunFolder | None = None
         if world.rank == 0 and folder is not None:
             held = stack.enter_context(
-                RunFolder(folder, identity, fresh=fresh and not is_of_this_launch(Path(folder)))
+                RunFolder(folder, identity, fresh=fresh and not is_restart(Path(folder)))
             )
         recording = Recording(world, held, job, show=show)
         try:

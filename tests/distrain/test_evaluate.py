@@ -1,6 +1,7 @@
 """Evaluation and prediction over every row once, whatever the number of workers (threads here)."""
 
 import copy
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from data_pipeline import Dataset
 from data_pipeline.loader import Recipe
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.metrics import MetricSet
+from distrain.coordinator.stops import StopAskedError
 from distrain.evaluate import ROWS, Evaluation
 from distrain.learn.losses import SummedLoss
 from distrain.parallel.communicator import Alone, Communicator
@@ -34,8 +36,10 @@ class ThreadCommunicator:
     def __init__(self, rank: int, sent: list[torch.Tensor], barrier: threading.Barrier) -> None:
         self.rank, self.world_size = rank, len(sent)
         self._sent, self._barrier = sent, barrier
+        self.num_exchanges = 0
 
     def all_gather(self, send: torch.Tensor) -> torch.Tensor:
+        self.num_exchanges += 1
         self._sent[self.rank] = send.clone()
         self._barrier.wait()
         received = torch.stack(self._sent)
@@ -228,3 +232,85 @@ def test_what_is_random_in_evaluation_comes_again() -> None:
     first = evaluation.outputs(data, RECIPE)
     assert torch.equal(evaluation.outputs(data, RECIPE), first)
     assert len(set(first.flatten().tolist())) > 590
+
+
+POLL = "distrain.evaluate.POLL_EVERY_S"
+AT_EVERY_TURN = 0.0
+
+
+def most_turns(num_rows: int, world_size: int) -> int:
+    """Chunks of the worker that has the most."""
+    return math.ceil(math.ceil(num_rows / ROWS) / world_size)
+
+
+def same(first: LedgerTotals, second: LedgerTotals) -> bool:
+    sums = [(found.loss_sum, found.weight, found.num_samples) for found in (first, second)]
+    return sums[0] == sums[1] and torch.equal(first.metric_counts, second.metric_counts)
+
+
+# Chunks of 128 rows: as many for each worker, one more for some, none for some.
+@pytest.mark.parametrize(
+    ("world_size", "num_rows"), [(1, 300), (2, 500), (2, 300), (3, 700), (5, 300)]
+)
+@pytest.mark.parametrize("poll_every_s", [AT_EVERY_TURN, 1.0])
+def test_asking_whether_to_stop_changes_no_bit_of_the_totals(
+    world_size: int, num_rows: int, poll_every_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(POLL, poll_every_s)
+    data, _, _ = rows(num_rows)
+    alone, asked = totals_of(data), [0] * world_size
+
+    def work(world: World) -> LedgerTotals:
+        def raised() -> int:
+            asked[world.rank] += 1
+            return 0
+
+        evaluation = Evaluation(net(), run, world, 0, raised)
+        return evaluation.totals(data, RECIPE, METRICS, target="y")
+
+    assert all(same(found, alone) for found in on_workers(world_size, work))
+    most = most_turns(num_rows, world_size)
+    assert len(set(asked)) == 1, "all workers take part in as many exchanges"
+    assert 1 <= asked[0] <= most
+    assert asked[0] == most or poll_every_s
+
+
+@pytest.mark.parametrize(
+    ("world_size", "num_rows"), [(1, 300), (2, 300), (2, 500), (3, 500), (5, 300)]
+)
+@pytest.mark.parametrize("turn", [1, 2])
+def test_all_workers_leave_an_evaluation_alike_when_one_is_asked_to_stop(
+    world_size: int, num_rows: int, turn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(POLL, AT_EVERY_TURN)
+    data, _, _ = rows(num_rows)
+    most = most_turns(num_rows, world_size)
+    for asked in range(world_size):
+
+        def work(world: World, asked: int = asked) -> tuple[tuple[int, ...], int, bool]:
+            calls, model = 0, net().train()
+
+            def raised() -> int:
+                nonlocal calls
+                calls += 1
+                return 15 if world.rank == asked and calls >= min(turn, most) else 0
+
+            evaluation = Evaluation(model, run, world, 0, raised)
+            with pytest.raises(StopAskedError) as left:
+                evaluation.totals(data, RECIPE, METRICS, target="y")
+            return left.value.flags, calls, model.training
+
+        flags = tuple(15 if rank == asked else 0 for rank in range(world_size))
+        assert on_workers(world_size, work) == [(flags, min(turn, most), True)] * world_size
+
+
+def test_without_somebody_to_ask_there_is_one_exchange_for_the_totals() -> None:
+    data, _, _ = rows(500)
+
+    def work(world: World, **options: Any) -> int:
+        Evaluation(net(), run, world, 0, **options).totals(data, RECIPE, METRICS, target="y")
+        assert isinstance(world.communicator, ThreadCommunicator)
+        return world.communicator.num_exchanges
+
+    assert on_workers(2, work) == [1, 1]
+    assert on_workers(2, partial(work, raised=lambda: 0)) == [2, 2], "fast ones are asked once"

@@ -2,15 +2,19 @@
 
 import math
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from distrain.parallel.payload import Payload, PayloadLayout, new_payload
-from distrain.parallel.reduction import TreeReduction
+from distrain.parallel.reduction import Reduced, TreeReduction
 
 CPU = torch.device("cpu")
 
@@ -58,27 +62,44 @@ class Leaves:
         return len(self.float32)
 
 
-def sums(steps: list[Leaves], world_size: int) -> list[list[bytes]]:
-    """By worker and step, the bytes of the sum. One reduction does all steps, as in a run."""
+Found = TypeVar("Found")
+
+
+def reduced(
+    steps: list[Leaves],
+    world_size: int,
+    flags: list[tuple[int, ...]],
+    kept: Callable[[Reduced], Found],
+) -> list[list[Found]]:
+    """By worker and step, what is kept of an exchange; `flags` are those raised, by step and rank.
+
+    One reduction does all steps, as in a run.
+    """
     group = ThreadGroup(world_size)
 
-    def work(rank: int) -> list[bytes]:
+    def work(rank: int) -> list[Found]:
         communicator = ThreadCommunicator(group, rank)
         reduction = TreeReduction(steps[0].layout, communicator, CPU)
         found = []
-        for leaves in steps:
+        for leaves, raised in zip(steps, flags, strict=True):
             for number in reduction.begin(len(leaves)):
                 leaf = reduction.leaf()
                 leaf.float32.copy_(torch.from_numpy(leaves.float32[number]))
                 leaf.float64.copy_(torch.from_numpy(leaves.float64[number]))
                 leaf.int64.copy_(torch.from_numpy(leaves.int64[number]))
                 reduction.push(leaf)
-            found.append(reduction.sum().total.data.numpy().tobytes())
+            found.append(kept(reduction.sum(raised[rank])))
         assert communicator.num_exchanges == (len(steps) if world_size > 1 else 0)
         return found
 
     with ThreadPoolExecutor(world_size) as pool:
         return list(pool.map(work, range(world_size)))
+
+
+def sums(steps: list[Leaves], world_size: int) -> list[list[bytes]]:
+    """By worker and step, the bytes of the sum, nobody having raised a flag."""
+    flags = [(0,) * world_size for _ in steps]
+    return reduced(steps, world_size, flags, lambda found: found.total.data.numpy().tobytes())
 
 
 def words(content: bytes, layout: PayloadLayout) -> Payload:
@@ -171,3 +192,49 @@ def test_a_payloads_words_lie_apart_and_in_whole_lines(sizes: tuple[int, int, in
     assert [sorted(set(kind.tolist())) for kind in kinds] == [
         [place + 1.0] if size else [] for place, size in enumerate(sizes)
     ]
+
+
+def sum_and_flags(found: Reduced) -> tuple[bytes, bytes, bytes, tuple[int, ...]]:
+    total = found.total
+    float32, float64 = total.float32.numpy().tobytes(), total.float64.numpy().tobytes()
+    return float32, float64, total.int64.numpy().tobytes(), found.flags
+
+
+FLAG = st.sampled_from([0, 0, 10, 15, 1000]) | st.integers(-(2**63), 2**63 - 1)
+
+
+@given(data=st.data(), world_size=st.integers(1, 7))
+@settings(deadline=None, max_examples=60)
+def test_every_worker_is_told_all_flags_by_rank_and_no_bit_of_a_sum_depends_on_them(
+    data: st.DataObject, world_size: int
+) -> None:
+    # With fewer leaves than workers, some own none, as in an epoch's short last batch.
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3), label="leaves")
+    by_rank = st.tuples(*[FLAG] * world_size)
+    flags = data.draw(st.lists(by_rank, min_size=len(sizes), max_size=len(sizes)), label="flags")
+    steps = [Leaves(size, seed=seed) for seed, size in enumerate(sizes)]
+    (alone,) = reduced(steps, 1, [(0,)] * len(steps), sum_and_flags)
+    expected = [(*found[:3], raised) for found, raised in zip(alone, flags, strict=True)]
+    assert reduced(steps, world_size, flags, sum_and_flags) == [expected] * world_size
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_a_flag_that_was_raised_at_one_step_is_not_told_at_the_next(world_size: int) -> None:
+    steps = [Leaves(size, seed=seed) for seed, size in enumerate((8, 8, 1, 8, 3, 2))]
+    last, none = (*[0] * (world_size - 1), 15), (0,) * world_size
+    flags = [none, last, none, none, last, none]
+    told = reduced(steps, world_size, flags, lambda found: found.flags)
+    assert told == [flags] * world_size
+
+
+def test_a_flag_costs_no_exchange_of_its_own_and_lies_beside_all_other_words() -> None:
+    layout = PayloadLayout(2, 3, 5)
+    payload = new_payload(layout, CPU)
+    payload.flag.fill_(-1)
+    assert [payload.float64.sum(), payload.int64.sum(), payload.float32.sum()] == [0, 0, 0]
+    left, right = new_payload(layout, CPU), payload
+    left.flag.fill_(7)
+    assert left.add_(right).flag.tolist() == [7], "it is never summed"
+    for kind in (left.float64, left.int64, left.float32):
+        kind.fill_(1)
+    assert left.flag.tolist() == [7]

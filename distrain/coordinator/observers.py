@@ -29,7 +29,8 @@ class EpochRecord:
         scores: `loss` and the metrics over the epoch's training steps, and over the validation
             set as `val_...`.
         seconds: Time for training and validation.
-        samples_per_s: Training samples over the training's time.
+        samples_per_s: Training samples over the training's time; 0 where a run that went on had
+            only the evaluation left.
     """
 
     epoch: int

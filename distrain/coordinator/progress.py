@@ -133,10 +133,9 @@ class PlainLines:
 
     def epoch(self, record: EpochRecord) -> None:
         """The epoch's scores."""
-        self._say(
-            f"epoch {record.epoch}/{self._epochs}: {score_text(record.scores)} "
-            f"({record.samples_per_s:,.0f} samples/s)"
-        )
+        # A run that goes on after an epoch's last step has trained on nothing before its scores.
+        speed = f" ({record.samples_per_s:,.0f} samples/s)" if record.samples_per_s else ""
+        self._say(f"epoch {record.epoch}/{self._epochs}: {score_text(record.scores)}{speed}")
 
     def note(self, event: str, text: str, **fields: Any) -> None:  # noqa: ARG002 - for programs
         """A line; checkpoints that went well are no news."""

@@ -1,6 +1,7 @@
 """Sums payloads over all micro-batches of a step along the tree, whoever computed which."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -15,6 +16,7 @@ def merge(left: Payload, right: Payload) -> Payload:
     return left.add_(right)
 
 
+@lru_cache(maxsize=64)  # a run has two kinds of batches: full ones and an epoch's last
 def nodes_by_rank(num_leaves: int, world_size: int) -> list[list[Node]]:
     """The nodes that each worker sends."""
     return [

@@ -125,7 +125,8 @@ class TrainingStep:
         Raises:
             NonFiniteError: on all workers alike; the weights are those before the step.
         """
-        self._statistics.begin()
+        with self._moving:  # from here on the running statistics move with each micro-batch
+            self._statistics.begin()
         self._guard.begin()
         owned = self._reduction.begin(batch.num_micro_batches)
         for micro_batch in owned:

@@ -5,12 +5,11 @@ import os
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 
-from distrain.coordinator.stops import BEGAN
+from distrain.coordinator.stops import BEGAN, began_now
 from launch.failure import ASKING, REPORTS, Cause, TerminatedError
 from launch.worker import failure_of, fork_server_settings, restore_settings, work
 
@@ -40,7 +39,7 @@ def run_workers(
         max_restarts: How often all workers are started again when one is lost; None for never.
         grace_s: Workers that have been asked to stop are killed after so long.
     """
-    os.environ[BEGAN] = repr(time.monotonic())
+    os.environ[BEGAN] = began_now()
     signal.signal(signal.SIGTERM, _terminate)
     if workers == 1 and not max_restarts:
         report = failure_of(arguments, rank=0)

@@ -6,6 +6,7 @@ its own, and a process that finds another's has to end.
 """
 
 import os
+import re
 import uuid
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from data_pipeline.errors import StorageError
 from distrain.coordinator.run_layout import GENERATION
 from distrain.coordinator.stops import BEGAN
 from distrain.errors import ConfigError
+
+_MARK = re.compile(r"(\d{1,18}) [0-9a-f]{32}\b")
+_MOST_BYTES = 300
 
 
 class Generation:
@@ -26,8 +30,8 @@ class Generation:
             StorageError: the mark can't be written.
         """
         self._folder = folder
-        before = mark_in(folder).partition(" ")[0]
-        self.number = 1 + (int(before) if before.isdecimal() else 0)
+        before = _MARK.match(mark_in(folder))
+        self.number = 1 + (int(before[1]) if before else 0)
         self._mark = f"{self.number} {uuid.uuid4().hex} {os.environ.get(BEGAN, '')}".strip()
         write_whole(folder / GENERATION, f"{self._mark}\n".encode())
 
@@ -45,17 +49,18 @@ class Generation:
 
 
 def mark_in(folder: Path) -> str:
-    """The mark of the newest start; empty where there was none.
+    """The mark of the newest start, whatever it holds; empty where there was none.
 
     Raises:
         StorageError: it is there and can't be read.
     """
     path = folder / GENERATION
     try:
-        return path.read_text().strip()
+        with path.open("rb") as file:
+            return file.read(_MOST_BYTES).decode(errors="replace").strip()
     except (FileNotFoundError, NotADirectoryError):
         return ""
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise StorageError(f"cannot read {path}: {error}") from error
 
 

@@ -26,7 +26,6 @@ from distrain.coordinator.observers import (
     Ending,
     EpochRecord,
     Observer,
-    TensorBoardLog,
     finite_or_none,
 )
 from distrain.coordinator.progress import progress_observer, say, score_lines
@@ -34,6 +33,7 @@ from distrain.coordinator.run_folder import RunFolder, load_model, numerics_fing
 from distrain.coordinator.run_layout import DONE, EVENTS, FAILED, RESULT, STOPPED
 from distrain.coordinator.run_state import RunState
 from distrain.coordinator.stops import StopAskedError, StoppedError, reason_of
+from distrain.coordinator.tensorboard_log import TensorBoardLog
 from distrain.errors import ConfigError, ExitCode, NonFiniteError, exit_code_of
 from distrain.parallel.communicator import broadcast_bytes
 from distrain.parallel.split import BatchPlan
@@ -179,7 +179,8 @@ class Recording:
         A checkpoint that can't be written is said so, and the run goes on: it is tried again when
         the next one is due.
         """
-        self._state, self._best = state, best
+        with self._writing:
+            self._state, self._best = state, best
         if self._keeper is None or not self._keeper.is_due(state):
             return
         try:

@@ -26,7 +26,7 @@ TIME_LIMIT = 1000
 """The flag for `max_time_s`; that of a signal is its number."""
 
 BEGAN = "DISTRAIN_BEGAN"
-"""Environment variable: when the launcher began, in seconds of the host's monotonic clock."""
+"""Environment variable: when the launcher began, as `began_now` has it."""
 
 _END = b"\0"
 
@@ -61,6 +61,11 @@ class StopAskedError(Exception):
         self.flags, self.share_done = tuple(flags), share_done
 
 
+def began_now() -> str:
+    """Seconds of this host's monotonic clock, and the host."""
+    return f"{time.monotonic()!r} {socket.gethostname()}"
+
+
 def reason_of(flags: Sequence[int]) -> str | None:
     """Who asks for a stop, from the flags of all workers; None where nobody does."""
     raised = [flag for flag in flags if flag]
@@ -74,9 +79,13 @@ def time_left(max_time_s: float | None, environment: Mapping[str, str], now: flo
     """Seconds until the time limit, counted from the launcher's start where there was one."""
     if max_time_s is None:
         return None
-    began = float(environment.get(BEGAN, now))
-    # Another host's clock, handed on with the environment, would say nothing here.
-    return max_time_s - (now - began if now - began >= 0 else 0.0)
+    # Another host's clock, handed on with the environment, says nothing here.
+    seconds, _, host = environment.get(BEGAN, "").partition(" ")
+    try:
+        began = float(seconds) if host == socket.gethostname() else now
+    except ValueError:
+        began = now
+    return max_time_s - max(0.0, now - began)
 
 
 class StopWatch:
@@ -104,13 +113,18 @@ class StopWatch:
         self.flag = 0
         self._grace_s, self._max_time_s, self._save_last = grace_s, max_time_s, save_last
         self._handled = False
-        self._interrupts = 0
+        self._interrupts = self._interrupts_noted = 0
+        self._saving = threading.Lock()
         self._stack = ExitStack()
         self._ear, self._mouth = socket.socketpair()
 
     def handled(self) -> None:
-        """The main thread has seen the flag, and saves."""
-        self._handled = True
+        """The main thread has seen the flag, and saves.
+
+        If the watcher's thread has begun to save, this waits: that ends the process.
+        """
+        with self._saving:
+            self._handled = True
 
     def __enter__(self) -> Self:
         """Starts to watch."""
@@ -142,14 +156,19 @@ class StopWatch:
         traceback: TracebackType | None,
     ) -> None:
         """Gives the signals back to whom they belonged before."""
-        self._handled = True
+        self.handled()
         self._stack.close()
         self._ear.close()
         self._mouth.close()
 
     def _noted(self, number: int, _frame: FrameType | None) -> None:
         """All is done by the thread; a second Ctrl-C ends the program as it always does."""
-        if number == signal.SIGINT and self._interrupts > 1:
+        if number != signal.SIGINT:
+            return
+        # The thread may not have had its turn yet; and two that come while the main thread is away
+        # are a single call here.
+        self._interrupts_noted += 1
+        if max(self._interrupts_noted, self._interrupts) > 1:
             raise InterruptedAgainError
 
     def _watch(self, deadline: float | None) -> None:
@@ -167,8 +186,9 @@ class StopWatch:
                 asked, deadline = TIME_LIMIT, None
             else:
                 give_up = None
-                if not self._handled:
-                    self._save_last(str(reason_of([self.flag])))
+                with self._saving:
+                    if not self._handled:
+                        self._save_last(str(reason_of([self.flag])))
                 continue
             if asked and not self.flag:
                 self.flag, deadline = asked, None

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+from tensorboard.backend.event_processing.event_accumulator import (
     EventAccumulator,
 )
 
@@ -28,9 +28,9 @@ from distrain.coordinator.observers import (
     Ending,
     EpochRecord,
     Observer,
-    TensorBoardLog,
 )
 from distrain.coordinator.progress import PlainLines, ProgressBar
+from distrain.coordinator.tensorboard_log import TensorBoardLog
 from distrain.errors import ConfigError
 from distrain.parallel.split import BatchPlan
 from distrain.step import StepResult

@@ -1,0 +1,93 @@
+"""Scalars for TensorBoard, written by the caller's own thread: its errors come to who can act.
+
+The file is the one that TensorBoard's writers make: records of `Event` messages.
+"""
+
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from data_pipeline.errors import StorageError
+from distrain.coordinator.observers import Ending, EpochRecord
+from distrain.coordinator.progress import say
+from distrain.coordinator.run_layout import TENSORBOARD
+from distrain.parallel.split import BatchPlan
+from distrain.step import StepResult
+
+EVERY_STEPS = 10
+"""Steps between two points of a training curve."""
+
+
+class TensorBoardLog:
+    """`train/...` by step, `epoch/...` by epoch."""
+
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        """Opens a file in the run's folder; points after `step` are those of this start.
+
+        Raises:
+            StorageError: it can't be written.
+        """
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        path = folder / TENSORBOARD / name
+        try:
+            path.parent.mkdir(exist_ok=True)
+            self._writer: Any = RecordWriter(path.open("wb"))
+            self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+            if step:
+                # What other files have from here on belongs to a start that was cut off.
+                begins = SessionLog(status=SessionLog.START)
+                self._write(Event(wall_time=time.time(), step=step + 1, session_log=begins))
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+
+    def _write(self, event: Any) -> None:
+        self._writer.write(event.SerializeToString())
+        self._writer.flush()
+
+    def begin(self, plan: BatchPlan, epochs: int) -> None:
+        """Nothing to tell yet."""
+
+    def step(self, result: StepResult) -> None:
+        """A point of each training curve, at every tenth step."""
+        number = result.batch.step + 1
+        if number % EVERY_STEPS == 0:
+            self._point("train/loss", result.totals.loss, number)
+            self._point("train/grad_norm", result.grad_norm, number)
+            self._point("train/lr", result.lr, number)
+
+    def epoch(self, record: EpochRecord) -> None:
+        """The epoch's scores."""
+        for name, score in record.scores.items():
+            self._point(f"epoch/{name}", score, record.epoch)
+        self._point("speed/samples_per_s", record.samples_per_s, record.epoch)
+
+    def _point(self, name: str, value: float, at: int) -> None:
+        """Adds a point; on a full disk the curves end, and the run goes on."""
+        if self._writer is None:
+            return
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+        try:
+            self._write(Event(wall_time=time.time(), step=at, summary=summary))
+        except OSError as error:
+            say(f"the curves for TensorBoard end here: {error.strerror}")
+            self._close()
+
+    def note(self, event: str, text: str, **fields: Any) -> None:
+        """Nothing that a curve shows."""
+
+    def end(self, ending: Ending) -> None:  # noqa: ARG002 - an observer is told how it ended
+        """Closes the file."""
+        self._close()
+
+    def _close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with suppress(OSError):  # what a full disk has not taken is lost
+                writer.close()

@@ -126,3 +126,16 @@ def test_a_resumed_start_does_the_step_that_the_checkpoint_names(tmp_path: Path)
         assert [event["step"] for event in events if event["event"] == "resume"] == [step]
         steps = [event["step"] for event in events if event["event"] == "step"]
         assert steps == list(range(1, step + 2))  # the second new one is ended within
+
+
+def test_restart_reports_where_the_seconds_go(tmp_path: Path) -> None:
+    found = run(tmp_path, "restart", "--workers", 2, "--kills", 2)
+    stages = ("noticed", "started", "prepared", "stepped")
+    assert set(found["seconds"]) == {*stages, "whole"}
+    assert all(found["seconds"][stage]["min"] >= 0 for stage in stages)
+    # The least of each stage together are no more than the least whole.
+    assert sum(found["seconds"][stage]["min"] for stage in stages) <= (
+        found["seconds"]["whole"]["min"] + 0.01
+    )
+    assert found["seconds"]["whole"]["n"] == 2
+    assert_conditions_are_stated(found)

@@ -67,7 +67,7 @@ class TrainingRun:
         for process in self.launcher.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 found[process.name()] = process
-        return [found[name] for name in sorted(found) if name.startswith("distrain-rank-")]
+        return [found[name] for name in sorted(found) if name.startswith("distrain-r")]
 
     def events(self, name: str, since: float) -> list[float]:
         """When events of a name were logged, since a time."""

@@ -22,15 +22,16 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
 
 from distrain.errors import ExitCode
-from launch.failure import ASKING, Cause, first_cause, forced_end, is_retried, read_reports
+from launch.failure import HANDED_ON, Cause, first_cause, forced_end, is_retried, read_reports
 
 SETTLE_S = 0.3
 """After a worker has failed: time for the one that it failed for want of to be seen to end."""
 
-SAVED_SETTLE_S = 10.0
-"""After a worker has ended for a stop: time for the others to end as well."""
+SAVED_SETTLE_S = 1.0
+"""After a worker has ended for a stop, all being saved then: time for the others to end as well."""
 
-_TORCHS_OWN = (signal.SIGHUP, signal.SIGQUIT)
+_TORCHS_OWN = (signal.SIGHUP, signal.SIGQUIT, signal.SIGURG)
+_TAKEN_OVER = "TORCHELASTIC_SIGNALS_TO_HANDLE"
 _SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -46,19 +47,16 @@ class Agent(LocalElasticAgent):
         super().__init__(spec, DefaultLogsSpecs(log_dir=str(folder)), start_method="forkserver")
         self.cause: Cause | None = None
         self._folder, self._grace_s = folder, grace_s
-        self._asked: signal.Signals | None = None
+        self._asked: int | None = None
         self._asked_at = 0.0
         self._enough = False
-        self._listen()
-
-    def _listen(self) -> None:
-        for number in ASKING:
+        for number in HANDED_ON:
             signal.signal(number, self._hand_on)
 
     def _hand_on(self, number: int, _frame: FrameType | None) -> None:
         """Has the workers save and end; a second Ctrl-C has them end at once."""
         if self._asked is None:
-            self._asked, self._asked_at = signal.Signals(number), time.monotonic()
+            self._asked, self._asked_at = number, time.monotonic()
             self._signal_workers()
         elif number == signal.SIGINT:
             self._enough = True
@@ -83,17 +81,16 @@ class Agent(LocalElasticAgent):
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         for report in self._folder.glob("rank-*.json"):
             report.unlink()
-        before = {number: signal.getsignal(number) for number in _TORCHS_OWN}
-        # Workers are born with these blocked: until they can save, a signal has to wait.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+        # Torch elastic would take signals over here, also SIGHUP, which nohup ignores; the one that
+        # it is left comes from nobody. A torch that does not ask takes four: they are taken back.
+        os.environ[_TAKEN_OVER] = signal.SIGURG.name
+        before = {number: signal.getsignal(number) for number in (*HANDED_ON, *_TORCHS_OWN)}
         try:
             started: dict[int, Any] = super()._start_workers(worker_group)
         finally:
-            # Torch elastic has taken these over: it would end under nohup, and all else with it.
+            del os.environ[_TAKEN_OVER]
             for number, handler in before.items():
                 signal.signal(number, handler)
-            self._listen()
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._signal_workers()
         return started
 
@@ -119,7 +116,8 @@ class Agent(LocalElasticAgent):
             saved = ExitCode.STOPPED in codes.values()
             limit_s = SAVED_SETTLE_S if saved else SETTLE_S
             all_ended = len(codes) == len(self._processes())
-            if all_ended or self._enough or time.monotonic() - since > limit_s:
+            overdue = self._asked is not None and self._is_overdue()
+            if all_ended or overdue or time.monotonic() - since > limit_s:
                 return codes
             time.sleep(0.01)
 

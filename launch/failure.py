@@ -8,13 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from distrain.coordinator.stops import InterruptedAgainError, StoppedError
+from distrain.coordinator.stops import (
+    RELAY,
+    WATCHED,
+    InterruptedAgainError,
+    StoppedError,
+    signal_name,
+)
 from distrain.errors import ExitCode, exit_code_of, is_for_the_user
 
 REPORTS = "DISTRAIN_REPORTS"
 """Environment variable: the folder that failing workers leave their reports in."""
 
-ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+HANDED_ON = (*WATCHED, RELAY)
 """The signals that the launcher hands on to its workers."""
 
 _NOT_RETRIED = frozenset(
@@ -68,6 +74,8 @@ def report_of(error: BaseException, rank: int, time_ns: int) -> Report:
     """The report of a worker that ends by an error."""
     if isinstance(error, TerminatedError):
         return Report(rank, time_ns, error.exit_code, str(error), lost_peer=False)
+    if isinstance(error, StoppedError):
+        return Report(rank, time_ns, int(ExitCode.STOPPED), str(error), lost_peer=False)
     if isinstance(error, KeyboardInterrupt):
         text = str(error) or "interrupted"
     elif is_for_the_user(error):
@@ -121,15 +129,15 @@ def is_retried(cause: Cause) -> bool:
     return cause.exit_code not in _NOT_RETRIED
 
 
-def forced_end(asked: signal.Signals, grace_s: float, *, enough: bool) -> Cause:
+def forced_end(asked: int, grace_s: float, *, enough: bool) -> Cause:
     """The cause where workers that were asked to stop are ended: Ctrl-C again, or no time left."""
     if enough:
         return Cause(0, ExitCode.CTRL_C, str(InterruptedAgainError()))
     return Cause(
         0,
         ExitCode.WORKER_LOST,
-        f"the workers did not end within {grace_s:g} s after {asked.name}, and were killed: what "
-        "came after the last checkpoint is lost",
+        f"the workers did not end within {grace_s:g} s after {signal_name(asked)}, and were "
+        "killed: what came after the last checkpoint is lost",
     )
 
 

@@ -6,12 +6,13 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
-from distrain.coordinator.stops import BEGAN, began_now
-from launch.failure import ASKING, REPORTS, Cause, TerminatedError
-from launch.worker import failure_of, fork_server_settings, restore_settings, work
+from distrain.coordinator.stops import BEGAN, answer_to, began_now
+from launch.failure import HANDED_ON, REPORTS, Cause, TerminatedError
+from launch.parent import LAUNCHER
+from launch.worker import Alone, failure_of, fork_server_settings, restore_settings, work
 
 MONITOR_EVERY_S = 0.1
 """How often the agent looks after its workers."""
@@ -42,6 +43,7 @@ def run_workers(
     os.environ[BEGAN] = began_now()
     signal.signal(signal.SIGTERM, _terminate)
     if workers == 1 and not max_restarts:
+        answer_to(Alone())
         report = failure_of(arguments, rank=0)
         return None if report is None else Cause(0, report.exit_code, report.text)
     with tempfile.TemporaryDirectory(prefix="distrain-", ignore_cleanup_errors=True) as folder:
@@ -93,10 +95,13 @@ def _start_fork_server() -> None:
     # Where this process is killed, the semaphores that Python takes away after it are no news.
     ignored = "ignore:resource_tracker:UserWarning"
     os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before.get("PYTHONWARNINGS"), ignored]))
+    os.environ[LAUNCHER] = str(os.getpid())
+    # It unblocks some signals itself, so it has to be there before they are blocked.
+    resource_tracker.ensure_running()
     # The signals that are handed on are the workers' to take, when they can.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)
     try:
-        forkserver.set_forkserver_preload(["launch.warm"])
+        forkserver.set_forkserver_preload(["launch.tied", "launch.warm"])
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -8,9 +8,12 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 
 
-def die_with_parent() -> None:
-    """Asks Linux to kill this process when its parent dies, however that dies."""
-    parent = os.getppid()
+LAUNCHER = "DISTRAIN_LAUNCHER"
+"""Environment variable of the fork server: its launcher's process."""
+
+
+def die_with_parent(parent: int) -> None:
+    """Asks Linux to kill this process when its parent dies; at once where it has died already."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

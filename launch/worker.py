@@ -18,12 +18,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from distrain.coordinator.stops import InterruptedAgainError, StoppedError, tell_of_stops
-from distrain.errors import ExitCode
-from launch.failure import ASKING, REPORTS, Report, TerminatedError, report_of, write_report
-from launch.parent import die_with_parent, name_process
+from distrain.coordinator.stops import RELAY, InterruptedAgainError, StoppedError, answer_to
+from launch import tied
+from launch.failure import HANDED_ON, REPORTS, Report, TerminatedError, report_of, write_report
+from launch.parent import LAUNCHER, die_with_parent, name_process
 
-_SETTINGS = ("PYTHONSAFEPATH", "PYTHONWARNINGS")
+_SETTINGS = ("PYTHONSAFEPATH", "PYTHONWARNINGS", LAUNCHER)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> None:
         _rehearse(Path(target), float(rest[0]), Path(rest[1]))
         return
     # A script's signals are its own: those of the launcher's that wait come now.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDED_ON)
     sys.argv = [target, *rest]
     sys.path.insert(0, str(Path(target).resolve().parent))
     runpy.run_path(target, run_name="__main__")
@@ -64,7 +64,7 @@ def _rehearse(path: Path, seconds: float, out: Path) -> None:
     from distrain.job_file import read_job  # noqa: PLC0415 - as above
     from distrain.practice.rehearsal import rehearse  # noqa: PLC0415
 
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDED_ON)
     sys.path.insert(0, str(Path.cwd()))
     measured = rehearse(read_job(path), seconds)
     if measured is not None:
@@ -79,8 +79,7 @@ def failure_of(arguments: Sequence[str], rank: int) -> Report | None:
     try:
         run(arguments)
     except StoppedError as error:
-        code = int(ExitCode.STOPPED)
-        return Report(rank, time.monotonic_ns(), code, str(error), lost_peer=False)
+        return report_of(error, rank, time.monotonic_ns())
     except SystemExit as error:
         if error.code in (None, 0):
             return None
@@ -91,6 +90,34 @@ def failure_of(arguments: Sequence[str], rank: int) -> Report | None:
     except BaseException as error:  # noqa: BLE001 - handed to the launcher, which shows it
         return report_of(error, rank, time.monotonic_ns())
     return None
+
+
+class _Launched:
+    """A worker's word to its launcher, while its main thread is busy."""
+
+    def __init__(self, launcher: int, rank: int) -> None:
+        self._launcher, self._rank = launcher, rank
+
+    def asked(self) -> None:
+        """Has the launcher tell the other workers."""
+        with suppress(ProcessLookupError):
+            os.kill(self._launcher, RELAY)
+
+    def ends(self, error: BaseException) -> None:
+        """Leaves a report."""
+        report = report_of(error, self._rank, time.monotonic_ns())
+        write_report(Path(os.environ[REPORTS]), report)
+
+
+class Alone:
+    """The word of a worker that works in its launcher's process."""
+
+    def asked(self) -> None:
+        """There is nobody else to be told."""
+
+    def ends(self, error: BaseException) -> None:
+        """Shows the error."""
+        print(f"distrain: {error}", file=sys.stderr, flush=True)
 
 
 def fork_server_settings() -> dict[str, str]:
@@ -116,13 +143,14 @@ def work(
         search_path: Where Python looks for modules.
         settings: The launcher's `fork_server_settings`.
     """
-    die_with_parent()
+    preloaded = os.getpid() != tied.FORK_SERVER
+    die_with_parent(tied.FORK_SERVER if preloaded else os.getppid())
     os.setsid()  # Ctrl-C in a terminal is for the launcher, which hands it on
     rank = int(os.environ["RANK"])
-    name_process(f"distrain-rank-{rank}")
+    name_process(f"distrain-r{rank}")
     sys.path[:] = search_path
     restore_settings(settings)
-    tell_of_stops(launcher)
+    answer_to(_Launched(launcher, rank))
     faulthandler.enable()
     report = failure_of(arguments, rank)
     if report is None:

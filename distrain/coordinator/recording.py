@@ -1,7 +1,6 @@
 """A run's outside: rank 0 holds the folder and tells the observers; the others do nothing."""
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -32,7 +31,7 @@ from distrain.coordinator.progress import progress_observer, say, score_lines
 from distrain.coordinator.run_folder import RunFolder, load_model, numerics_fingerprint
 from distrain.coordinator.run_layout import DONE, EVENTS, FAILED, RESULT, STOPPED
 from distrain.coordinator.run_state import RunState
-from distrain.coordinator.stops import StopAskedError, StoppedError, reason_of
+from distrain.coordinator.stops import StopAskedError, StoppedError, end_process, reason_of
 from distrain.coordinator.tensorboard_log import TensorBoardLog
 from distrain.errors import ConfigError, ExitCode, NonFiniteError, exit_code_of
 from distrain.parallel.communicator import broadcast_bytes
@@ -230,17 +229,15 @@ class Recording:
         """
         if self._keeper is None:
             return
-        code = ExitCode.STOPPED
         try:
             with ExitStack() as stack:
                 model: Mapping[str, torch.Tensor] = {}
                 if self._state.step > self._taken_up_at:
                     model = stack.enter_context(training_step.at_rest(lambda: self._state.step))
                 self._save_last(self._keeper, reason, model, training_step.optimizer)
-                os._exit(code)
+                end_process(StoppedError(reason))  # within: nothing may move any more
         except StorageError as error:
-            say(f"stopped by {reason}, and the last save failed: {error}")
-            os._exit(ExitCode.STORAGE)
+            end_process(StorageError(f"stopped by {reason}, and the last save failed: {error}"))
 
     def _save_last(
         self,

@@ -13,14 +13,18 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from types import FrameType, TracebackType
-from typing import Self
+from typing import NoReturn, Protocol, Self
 
+from data_pipeline.errors import StorageError
 from distrain.errors import ExitCode
 
 WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """The signals that ask a run to save and end."""
+
+RELAY = int(signal.SIGRTMIN) + 5
+"""Another worker was asked: it will say so with its next step, unless none ends in time."""
 
 TIME_LIMIT = 1000
 """The flag for `max_time_s`; that of a signal is its number."""
@@ -72,7 +76,12 @@ def reason_of(flags: Sequence[int]) -> str | None:
     if not raised:
         return None
     first = min(raised)  # a signal before the time limit, the same on every worker
-    return "the time limit" if first == TIME_LIMIT else signal.Signals(first).name
+    return "the time limit" if first == TIME_LIMIT else signal_name(first)
+
+
+def signal_name(number: int) -> str:
+    """A signal's name for a person."""
+    return "a signal to another worker" if number == RELAY else signal.Signals(number).name
 
 
 def time_left(max_time_s: float | None, environment: Mapping[str, str], now: float) -> float | None:
@@ -133,10 +142,11 @@ class StopWatch:
         if self._signals and threading.current_thread() is threading.main_thread():
             before = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
             self._stack.callback(signal.set_wakeup_fd, before)
-            for number in self._signals:
+            handed_on = {*self._signals, RELAY}
+            for number in handed_on:
                 self._stack.callback(signal.signal, number, signal.signal(number, self._noted))
             # The launcher's workers begin with these blocked: what has come meanwhile comes now.
-            mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
+            mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, handed_on)
             self._stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
         now = time.monotonic()
         left = time_left(self._max_time_s, os.environ, now)
@@ -182,32 +192,45 @@ class StopWatch:
                     return
                 asked = next((number for number in heard if number in self._signals), 0)
                 self._interrupts += heard.count(signal.SIGINT)
+                if RELAY in heard and not self.flag and give_up is None:
+                    give_up = time.monotonic() + self._grace_s / 2
             elif until == deadline:
                 asked, deadline = TIME_LIMIT, None
             else:
                 give_up = None
                 with self._saving:
                     if not self._handled:
-                        self._save_last(str(reason_of([self.flag])))
+                        self._save_last(reason_of([self.flag]) or signal_name(RELAY))
                 continue
             if asked and not self.flag:
                 self.flag, deadline = asked, None
                 give_up = time.monotonic() + self._grace_s / 2
-                _tell_launcher()
+                for launch in _launch:
+                    launch.asked()
 
 
-_told: list[int] = []
+class Launch(Protocol):
+    """Whoever has started this process, and has to be told of things while its run goes on."""
+
+    def asked(self) -> None:
+        """This worker is asked to stop; the step in hand may never end, so the others must know."""
+        ...
+
+    def ends(self, error: BaseException) -> None:
+        """The process ends at once, by this error."""
+        ...
 
 
-def tell_of_stops(launcher: int) -> None:
-    """From now on the process `launcher` is sent SIGUSR1 when this one is asked to stop.
-
-    It asks the other workers too: the step in hand may never end.
-    """
-    _told[:] = [launcher]
+_launch: list[Launch] = []
 
 
-def _tell_launcher() -> None:
-    for launcher in _told:
-        with suppress(ProcessLookupError):
-            os.kill(launcher, signal.SIGUSR1)
+def answer_to(launch: Launch) -> None:
+    """From now on this is told; without one, nobody is."""
+    _launch[:] = [launch]
+
+
+def end_process(error: StoppedError | StorageError) -> NoReturn:
+    """Ends the process while its main thread is busy, with the error's exit code."""
+    for launch in _launch:
+        launch.ends(error)
+    os._exit(ExitCode.STOPPED if isinstance(error, StoppedError) else ExitCode.STORAGE)

@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 
 from distrain.coordinator.stops import (
     BEGAN,
+    RELAY,
     TIME_LIMIT,
     WATCHED,
     InterruptedAgainError,
     StoppedError,
     StopWatch,
+    answer_to,
     reason_of,
     time_left,
 )
@@ -378,26 +380,35 @@ def test_a_program_that_is_stopped_ends_with_75_and_no_traceback() -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (75, "closed\n", "")
 
 
-ASKED = """
-import os, signal, sys, time
-from distrain.coordinator.stops import StopWatch, tell_of_stops
-if len(sys.argv) > 1:
-    tell_of_stops(int(sys.argv[1]))
-with StopWatch(60.0, None, print) as stops:
-    os.kill(os.getpid(), signal.SIGTERM)
-    while not stops.flag: time.sleep(0.01)
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.2)
-print("flag", stops.flag)
-"""
+class Listener:
+    """Whoever has started this process; counts what it is told."""
+
+    def __init__(self) -> None:
+        self.asks = 0
+
+    def asked(self) -> None:
+        self.asks += 1
+
+    def ends(self, error: BaseException) -> None:
+        raise AssertionError(error)
 
 
-@pytest.mark.parametrize("launcher", ["alive", "gone", "none"])
-def test_a_worker_that_is_asked_tells_its_launcher_once(launcher: str) -> None:
-    calls: list[int] = []
-    signal.signal(signal.SIGUSR1, lambda number, _: calls.append(number))
-    with subprocess.Popen(["true"]) as gone:
-        gone.wait()
-    ended = python(ASKED, *{"alive": [os.getpid()], "gone": [gone.pid], "none": []}[launcher])
-    assert (ended.stdout, ended.stderr) == ("flag 15\n", "")
-    assert calls == ([signal.SIGUSR1] if launcher == "alive" else [])
+def test_a_worker_that_is_asked_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distrain.coordinator.stops._launch", [])
+    listener = Listener()
+    answer_to(listener)
+    with watch() as stops:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert comes_true(lambda: stops.flag == signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), RELAY)
+        assert comes_true(lambda: listener.asks == 1)
+    assert listener.asks == 1
+
+
+def test_a_relayed_ask_raises_no_flag_and_has_the_last_step_saved() -> None:
+    saved: list[str] = []
+    with watch(grace_s=0.2, save_last=saved.append) as stops:
+        os.kill(os.getpid(), RELAY)
+        assert comes_true(lambda: saved == ["a signal to another worker"])
+        assert stops.flag == 0

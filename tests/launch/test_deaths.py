@@ -1,0 +1,118 @@
+"""Workers and launchers that are killed: runs start again by themselves, and nothing is left."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+
+from tests.conftest import PROGRAMS
+from tests.programs.started import (
+    Started,
+    last_step,
+    named,
+    outcome,
+    random_moments,
+    status,
+    train,
+    train_faulty,
+    unbroken,
+)
+
+KILLS, MOST_STEPS_BETWEEN = 10, 20
+# Enough steps that no run ends before its last kill; how the weights go depends on none of this.
+LONG = ("--training.epochs", 50, "--early-stopping.patience", 50, "--checkpoint.every-steps", 5)
+NOTICED_S, GONE_S = 1.0, 2.0
+
+
+def test_ten_killed_workers_cost_ten_restarts_and_no_bit(digits: Path, tmp_path: Path) -> None:
+    expected, moments, folder = unbroken(digits, *LONG), random_moments(), tmp_path / "run"
+    delays_s: list[float] = []
+    with train(digits, folder, 3, *LONG) as run:
+        for number in range(1, KILLS + 1):
+            run.until(lambda: is_training(folder, number))  # noqa: B023 - it is called here
+            # Not before the first checkpoint, so that each restart tells that it goes on.
+            goal = max(6, last_step(folder) + moments.randint(1, MOST_STEPS_BETWEEN))
+            run.until(lambda: last_step(folder) >= goal)  # noqa: B023
+            time.sleep(moments.uniform(0.0, 0.1))
+            rank = moments.randrange(3)
+            victim, said_before = run.worker(rank), len(run.lines)
+            killed = time.monotonic()
+            victim.kill()
+            run.until(lambda: len(run.lines) >= said_before + 2)  # noqa: B023
+            delays_s.append(run.lines[said_before][0] - killed)
+            assert run.lines[said_before][1].endswith(f"worker {rank} was killed by SIGKILL")
+            assert run.lines[said_before + 1][1].endswith(f"(restart {number} of {KILLS})")
+        assert run.ends() == 0, run.said
+    print("noticed after", [f"{delay:.2f} s" for delay in delays_s])
+    assert max(delays_s) < NOTICED_S
+    assert outcome(folder) == expected
+    resumed = [event["step"] for event in named(folder, "resume")]
+    assert len(resumed) == KILLS
+    assert all(step % 5 == 0 for step in resumed)
+    assert status(folder)["starts"] == KILLS + 1
+
+
+def is_training(folder: Path, start: int) -> bool:
+    """Whether the run's so-manieth start has done a step; the first begins at 0."""
+    begins = [0, *(event["step"] for event in named(folder, "resume"))]
+    return len(begins) == start and last_step(folder) > begins[-1]
+
+
+def test_fresh_moves_the_old_run_aside_once_whenever_a_worker_dies(
+    digits: Path, tmp_path: Path
+) -> None:
+    folder, aside = tmp_path / "run", tmp_path / "run.old-1"
+    with train_faulty(digits, folder, 1) as old:
+        assert old.ends() == 0, old.said
+    expected, ended = outcome(folder), status(folder)["time"]
+    # Once before the folder was opened, with the old run in its place, and once in training.
+    fault = {"FAULT": "0:lose:0", "STEP_S": "0.05"}
+    with train_faulty(digits, folder, 2, "--fresh", **fault) as run:
+        run.until(lambda: "restart 1 of 10" in run.said)
+        run.until(lambda: aside.exists() and last_step(folder) > 12)
+        run.worker(1).kill()
+        assert run.ends() == 0, run.said
+        assert "restart 2 of 10" in run.said
+    assert sorted(path.name for path in tmp_path.glob("run*")) == ["run", "run.old-1"]
+    assert status(aside)["time"] == ended
+    assert outcome(folder) == outcome(aside) == expected
+    assert [event["step"] for event in named(folder, "resume")] == [10]
+
+
+def test_a_killed_launcher_leaves_no_process_whenever_it_is_killed(tmp_path: Path) -> None:
+    moments = random_moments()
+    # As soon as there is another process, while the workers start, and after.
+    delays_s = [0.0, *(moments.uniform(0.0, 0.1 * 1.6**number) for number in range(9))]
+    with ThreadPoolExecutor(2) as pool:
+        tries = [pool.submit(left_alive, tmp_path / f"{delay_s}", delay_s) for delay_s in delays_s]
+    left = {delay_s: done.result() for delay_s, done in zip(delays_s, tries, strict=True)}
+    assert not any(left.values()), f"workers left, by seconds from the first one's start: {left}"
+
+
+def left_alive(up: Path, delay_s: float) -> int:
+    """How many processes outlive a launcher that is killed so long after it has begun others."""
+    arguments = ("launch", "--workers", 2, PROGRAMS / "failing.py", "wait", up)
+    with Started(*arguments, DISTRAIN_TEST_MARK=str(up)) as launcher:
+        launcher.until(lambda: len(marked(str(up))) >= 2)
+        time.sleep(delay_s)
+        launcher.process.kill()
+        launcher.process.wait()
+        end = time.monotonic() + GONE_S
+        while (alive := marked(str(up))) and time.monotonic() < end:
+            time.sleep(0.02)
+        for process in alive:
+            process.kill()
+        return len(alive)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """All live processes that descend from the command that was started with the mark."""
+    return [process for process in psutil.process_iter() if has_mark(process, mark)]
+
+
+def has_mark(process: psutil.Process, mark: str) -> bool:
+    try:
+        return process.environ().get("DISTRAIN_TEST_MARK") == mark
+    except psutil.Error:
+        return False

@@ -1,0 +1,176 @@
+"""Runs that are asked to stop: they save, exit with 75, and go on to the same bits."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.programs.started import (
+    FAULTY_STEPS,
+    Started,
+    events,
+    last_step,
+    named,
+    outcome,
+    random_moments,
+    status,
+    train,
+    train_faulty,
+    unbroken,
+    unbroken_faulty,
+)
+
+JOB = ("--training.epochs", 12, "--checkpoint.every-steps", 10)
+STOPPED = "with everything saved: run the same command to go on"
+
+
+def expect_stopped(run: Started, folder: Path, reason: str) -> None:
+    """Of all who are told how it ended: the caller, the user, and who looks later."""
+    assert run.ends() == 75, run.said
+    assert run.said == f"distrain: stopped by {reason}, {STOPPED}"
+    said = status(folder)
+    assert (said["state"], said["exit_code"]) == ("stopped", 75)
+    assert said["reason"] == f"stopped by {reason}"
+    assert said["step"] == last_step(folder)
+    assert (events(folder)[-1]["event"], events(folder)[-1]["exit_code"]) == ("end", 75)
+
+
+def test_stopped_with_4_workers_and_with_1_a_run_ends_with_3_at_the_same_bits(
+    digits: Path, tmp_path: Path
+) -> None:
+    expected, moments, folder = unbroken(digits, *JOB), random_moments(), tmp_path / "run"
+    stopped_at = []
+    for workers, number in ((4, signal.SIGTERM), (1, signal.SIGINT)):
+        with train(digits, folder, workers, *JOB) as run:
+            goal = last_step(folder) + moments.randint(1, 25)
+            run.until(lambda: last_step(folder) >= goal)  # noqa: B023 - it is called here
+            time.sleep(moments.uniform(0.0, 0.05))
+            run.process.send_signal(number)
+            expect_stopped(run, folder, number.name)
+        stopped_at.append(last_step(folder))
+    with train(digits, folder, 3, *JOB) as run:
+        assert (run.ends(), run.said) == (0, "")
+    assert outcome(folder) == expected
+    assert [event["step"] for event in named(folder, "resume")] == stopped_at
+    assert (status(folder)["state"], status(folder)["exit_code"]) == ("done", 0)
+
+
+def test_a_signal_to_any_worker_stops_all_of_them(digits: Path, tmp_path: Path) -> None:
+    folder, stopped_at = tmp_path / "run", []
+    for number, rank in ((signal.SIGUSR1, 0), (signal.SIGTERM, 1)):
+        goal = last_step(folder) + 3
+        with train(digits, folder, 2, *JOB) as run:
+            run.until(lambda: last_step(folder) >= goal)  # noqa: B023 - it is called here
+            run.worker(rank).send_signal(number)
+            expect_stopped(run, folder, number.name)
+        stopped_at.append(last_step(folder))
+    with train(digits, folder, 1, *JOB) as run:
+        assert (run.ends(), run.said) == (0, "")
+    assert outcome(folder) == unbroken(digits, *JOB)
+    assert [event["step"] for event in named(folder, "resume")] == stopped_at
+
+
+def test_a_signal_while_the_workers_start_stops_the_run_without_a_traceback(
+    digits: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with train(digits, folder, 2, *JOB) as run:
+        run.worker(1).send_signal(signal.SIGTERM)
+        assert run.ends() == 75, run.said
+        assert run.said.endswith(STOPPED)
+        assert "Traceback" not in run.said
+    with train(digits, folder, 2, *JOB) as run:
+        run.until(lambda: bool(run.workers()))
+        run.process.terminate()
+        assert run.ends() == 75, run.said
+        assert run.said == f"distrain: stopped by SIGTERM, {STOPPED}"
+    with train(digits, folder, 1, *JOB) as run:
+        assert (run.ends(), run.said) == (0, "")
+    assert outcome(folder) == unbroken(digits, *JOB)
+
+
+def test_the_time_limit_stops_a_run_which_another_limit_lets_go_on(
+    digits: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with train_faulty(digits, folder, 2, "--run.max-time-s", 6, STEP_S="0.5") as run:
+        expect_stopped(run, folder, "the time limit")
+        assert 6.0 <= time.monotonic() - run.began < 0.5 * FAULTY_STEPS
+    assert 0 < last_step(folder) < FAULTY_STEPS
+    with train_faulty(digits, folder, 1, "--run.max-time-s", 600) as run:
+        assert (run.ends(), run.said) == (0, "")
+    assert outcome(folder) == unbroken_faulty(digits)
+
+
+@pytest.mark.parametrize(
+    ("workers", "hanging", "told"),
+    [(1, "all", "launcher"), (2, "all", "launcher"), (2, "0", "worker")],
+)
+def test_a_step_that_never_ends_costs_that_step_alone(
+    digits: Path, tmp_path: Path, workers: int, hanging: str, told: str
+) -> None:
+    folder, calls = tmp_path / "run", tmp_path / "calls"
+    fault = {"FAULT": f"{hanging}:hang:7", "CALLS": str(calls)}
+    with train_faulty(digits, folder, workers, "--run.grace-s", 4, **fault) as run:
+        run.until(lambda: has_line(tmp_path / "calls-0", "hang"))
+        run.until(lambda: last_step(folder) == 7)
+        asked = time.monotonic()
+        (run.worker(1) if told == "worker" else run.process).send_signal(signal.SIGTERM)
+        # Rank 0, which hangs, knows of a signal to its peer no more than that there was one.
+        expect_stopped(run, folder, {"launcher": "SIGTERM"}.get(told, "a signal to another worker"))
+        took_s = time.monotonic() - asked
+    assert took_s < 4.0
+    checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert checkpoints == ["step-000000007"]
+    with train_faulty(digits, folder, 1) as run:
+        assert (run.ends(), run.said) == (0, "")
+    assert [event["step"] for event in named(folder, "resume")] == [7]
+    assert outcome(folder) == unbroken_faulty(digits)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_ctrl_c_ends_at_once_and_leaves_the_last_checkpoint(
+    digits: Path, tmp_path: Path, workers: int
+) -> None:
+    folder, calls = tmp_path / "run", tmp_path / "calls"
+    fault = {"FAULT": "all:hang:12", "CALLS": str(calls)}
+    with train_faulty(digits, folder, workers, **fault) as run:
+        run.until(lambda: has_line(tmp_path / "calls-0", "hang"))
+        run.ctrl_c()
+        time.sleep(0.5)  # as a person does; two signals at once are one
+        asked = time.monotonic()
+        run.ctrl_c()
+        assert run.ends() == 130, run.said
+        assert time.monotonic() - asked < 2.0
+        again = "distrain: interrupted again: what came after the last checkpoint is lost"
+        assert run.said == again
+    assert (status(folder)["state"], status(folder)["exit_code"]) == ("failed", 130)
+    with train_faulty(digits, folder, 1) as run:
+        assert (run.ends(), run.said) == (0, "")
+    assert [event["step"] for event in named(folder, "resume")] == [10]
+    assert outcome(folder) == unbroken_faulty(digits)
+
+
+def test_a_stop_does_not_wait_for_the_end_of_an_evaluation_which_is_done_again(
+    digits: Path, tmp_path: Path
+) -> None:
+    folder, calls = tmp_path / "run", tmp_path / "calls"
+    # 360 rows are three passes of 128 rows at most: rank 0 would take 6 s for its two.
+    slow = {"EVALUATION_S": "3", "CALLS": str(calls)}
+    with train_faulty(digits, folder, 2, **slow) as run:
+        run.until(lambda: has_line(tmp_path / "calls-0", "evaluation"))
+        asked = time.monotonic()
+        run.process.terminate()
+        expect_stopped(run, folder, "SIGTERM")
+        assert time.monotonic() - asked < 6.0
+    assert (tmp_path / "calls-0").read_text().split() == ["build", "evaluation"]
+    assert (last_step(folder), named(folder, "epoch")) == (6, [])
+    with train_faulty(digits, folder, 1) as run:
+        assert (run.ends(), run.said) == (0, "")
+    assert [event["step"] for event in named(folder, "resume")] == [6]
+    assert outcome(folder) == unbroken_faulty(digits)
+
+
+def has_line(path: Path, line: str) -> bool:
+    return path.exists() and line in path.read_text().split()

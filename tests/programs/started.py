@@ -1,0 +1,223 @@
+"""Commands that a test interferes with, and what they leave. Not a program itself."""
+
+import functools
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from tests.conftest import PROGRAMS, ROOT, clean_environment
+
+JOB = ROOT / "examples" / "digits.toml"
+LIMIT_S = 120.0
+
+FAULTY_JOB = """\
+[data]
+path = "{digits}"
+inputs = "image"
+target = "label"
+
+[model]
+build = "faulty_model:build"
+
+[optimizer]
+lr = 0.05
+momentum = 0.9
+
+[training]
+epochs = 4
+global_batch = 256
+micro_batch = 128
+
+[checkpoint]
+every_steps = 10
+"""
+FAULTY_STEPS = 24
+
+
+def random_moments() -> random.Random:
+    """Numbers from DISTRAIN_TEST_SEED, else from the time; the seed is shown where a test fails."""
+    seed = int(os.environ.get("DISTRAIN_TEST_SEED", time.time_ns() // 1_000_000))
+    print(f"DISTRAIN_TEST_SEED={seed}")
+    return random.Random(seed)
+
+
+class Started:
+    """A `distrain` command under way, in a session of its own; killed at the end of the block.
+
+    Attributes:
+        lines: What it has said on stderr, each line with the time it was read at.
+    """
+
+    def __init__(self, *arguments: object, cwd: Path | None = None, **environment: str) -> None:
+        self.began = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "launch.main", *map(str, arguments)],
+            cwd=cwd,
+            env=clean_environment() | environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[tuple[float, str]] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append((time.monotonic(), line.rstrip("\n")))
+
+    @property
+    def said(self) -> str:
+        return "\n".join(line for _, line in self.lines)
+
+    def workers(self) -> dict[int, psutil.Process]:
+        """The live workers by rank; none where the command works in one process."""
+        try:
+            below = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return {}
+        return {rank: process for process in below if (rank := rank_of(process)) is not None}
+
+    def worker(self, rank: int) -> psutil.Process:
+        """The live worker of that rank; waits until it is there."""
+        self.until(lambda: rank in self.workers())
+        return self.workers()[rank]
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Waits until it holds; the command must not end before."""
+        end = time.monotonic() + LIMIT_S
+        while not condition():
+            assert self.process.poll() is None, f"it has ended before: {self.said}"
+            assert time.monotonic() < end, f"it was waited for in vain: {self.said}"
+            time.sleep(0.002)
+
+    def ctrl_c(self) -> None:
+        """What a terminal does: the whole foreground group gets the signal."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def ends(self) -> int:
+        """Waits for the end; the exit code."""
+        code = self.process.wait(timeout=LIMIT_S)
+        self._reader.join(timeout=10)
+        return code
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        workers = self.workers()
+        self.process.kill()
+        self.process.wait()
+        for worker in workers.values():
+            if worker.is_running():
+                worker.kill()
+        self._reader.join(timeout=10)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+def rank_of(process: psutil.Process) -> int | None:
+    """The rank that a live worker is named by; None for what is none."""
+    try:
+        found = re.fullmatch(r"distrain-r(\d)", process.name())
+        alive = process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return None
+    return int(found[1]) if found and alive else None
+
+
+def train(digits: Path, folder: Path, workers: int, *more: object) -> Started:
+    """Starts `distrain train examples/digits.toml`."""
+    paths = ("--data.path", digits, "--run.dir", folder)
+    return Started("train", JOB, *paths, "--workers", workers, *more)
+
+
+def train_faulty(
+    digits: Path, folder: Path, workers: int, *more: object, **environment: str
+) -> Started:
+    """Starts the job of the faulty model, from the folder that its module lies in."""
+    job = folder.with_name("faulty.toml")
+    job.write_text(FAULTY_JOB.format(digits=digits))
+    arguments = ("train", job, "--run.dir", folder, "--workers", workers, *more)
+    return Started(*arguments, cwd=PROGRAMS, **environment)
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of the run's log; none where it has not begun."""
+    path = folder / "events.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def named(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The events of that name."""
+    return [event for event in events(folder) if event["event"] == name]
+
+
+def last_step(folder: Path) -> int:
+    """The newest step that the log tells of."""
+    return max((event["step"] for event in named(folder, "step")), default=0)
+
+
+def told(folder: Path) -> list[dict[str, Any]]:
+    """What the log says of steps and epochs, in its order, without times."""
+    dropped = ("time", "seconds", "samples_per_s")
+    return [
+        {name: value for name, value in event.items() if name not in dropped}
+        for event in events(folder)
+        if event["event"] in ("step", "epoch")
+    ]
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """What `status.json` says."""
+    found: dict[str, Any] = json.loads((folder / "status.json").read_text())
+    return found
+
+
+def result(folder: Path) -> str:
+    """The SHA-256 of the result."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+Outcome = tuple[str, list[dict[str, Any]]]
+
+
+def outcome(folder: Path) -> Outcome:
+    """All that has to be the same whatever happened to a run."""
+    return result(folder), told(folder)
+
+
+@functools.cache
+def unbroken(digits: Path, *more: object) -> Outcome:
+    """The outcome of `examples/digits.toml` where nothing happens, on one worker."""
+    return _undisturbed(lambda folder: train(digits, folder, 1, *more))
+
+
+@functools.cache
+def unbroken_faulty(digits: Path) -> Outcome:
+    """The outcome of the faulty model's job where nothing happens, on one worker."""
+    return _undisturbed(lambda folder: train_faulty(digits, folder, 1))
+
+
+def _undisturbed(start: Callable[[Path], Started]) -> Outcome:
+    with tempfile.TemporaryDirectory() as folder, start(Path(folder) / "run") as run:
+        assert (run.ends(), run.said) == (0, "")
+        return outcome(Path(folder) / "run")

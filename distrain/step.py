@@ -145,7 +145,7 @@ class TrainingStep:
         if not (math.isfinite(norm) and math.isfinite(totals.loss_sum)):
             raise self._non_finite(batch, owned, columns)
         self._clip_gradient(flat, norm)
-        self._gradients.assign(flat, totals.present)
+        self._gradients.assign(self._views_of(total), totals.present)
         lr = self._set_learning_rate(batch.step)
         self._update(batch, total.float32[self._gradients.num_floats :])
         return StepResult(batch, totals, norm, lr, reduced.flags)
@@ -224,11 +224,11 @@ class TrainingStep:
             raise
         return loss_sum, weight, outputs
 
-    def _views_of(self, leaf: Payload) -> list[torch.Tensor]:
-        """The leaf's gradient views: leaves are used again, so these are made once for each."""
-        key = leaf.data.data_ptr()
+    def _views_of(self, payload: Payload) -> list[torch.Tensor]:
+        """Its gradients, by parameter: payloads are used again, so these are made once for each."""
+        key = payload.data.data_ptr()
         if key not in self._views:
-            self._views[key] = self._gradients.views(leaf.float32[: self._gradients.num_floats])
+            self._views[key] = self._gradients.views(payload.float32[: self._gradients.num_floats])
         return self._views[key]
 
     def _clip_gradient(self, flat: torch.Tensor, norm: float) -> None:

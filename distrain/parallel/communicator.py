@@ -22,8 +22,11 @@ class Communicator(Protocol):
         """The number of workers."""
         ...
 
-    def all_gather(self, send: torch.Tensor) -> torch.Tensor:
-        """Every worker's `send`, `(...)`, stacked by rank: `(W, ...)`. Shapes must agree."""
+    def all_gather(self, send: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Every worker's `send`, `(...)`, stacked by rank: `(W, ...)`. Shapes must agree.
+
+        The result is `out` if that is given, contiguous and on the same device, else a new tensor.
+        """
         ...
 
     def broadcast(self, tensor: torch.Tensor) -> None:
@@ -37,9 +40,9 @@ class Alone:
     rank = 0
     world_size = 1
 
-    def all_gather(self, send: torch.Tensor) -> torch.Tensor:
+    def all_gather(self, send: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """`send` itself, as `(1, ...)`."""
-        return send.unsqueeze(0)
+        return send.unsqueeze(0) if out is None else out.copy_(send.unsqueeze(0))
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Rank 0 has it already."""
@@ -58,12 +61,15 @@ class TorchCommunicator:
         self.world_size = distributed.get_world_size()
         self._through_host = distributed.get_backend() == "gloo"
 
-    def all_gather(self, send: torch.Tensor) -> torch.Tensor:
-        """One all-gather; the result is a new tensor on the sender's device."""
-        local = send.cpu() if self._through_host else send
-        local = local.contiguous()
-        received = local.new_empty((self.world_size, *local.shape))
+    def all_gather(self, send: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """One all-gather."""
+        local = (send.cpu() if self._through_host else send).contiguous()
+        there = out is not None and out.device == local.device
+        received = out if there else local.new_empty((self.world_size, *local.shape))
+        assert received is not None
         _all_gather(received.view(-1), local.view(-1))  # gloo wants the flat form
+        if out is not None and not there:
+            return out.copy_(received)
         return received.to(send.device)
 
     def broadcast(self, tensor: torch.Tensor) -> None:

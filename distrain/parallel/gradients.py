@@ -75,13 +75,13 @@ class FlatGradients:
         else:
             present.copy_(torch.tensor(given, dtype=torch.int64))
 
-    def assign(self, flat: torch.Tensor, present: Sequence[int]) -> None:
-        """Gives each parameter its part of the sum as gradient.
+    def assign(self, views: Sequence[torch.Tensor], present: Sequence[int]) -> None:
+        """Gives each parameter its part of the sum, of which these are the views, as gradient.
 
         A parameter that no micro-batch used has none, as in a plain loop: an optimizer passes it
         over, where a gradient of 0 would still be decayed and moved by momentum.
         """
-        for parameter, view, count in zip(self._parameters, self.views(flat), present, strict=True):
+        for parameter, view, count in zip(self._parameters, views, present, strict=True):
             parameter.grad = view if count else None
 
     def norm(self, flat: torch.Tensor) -> float:

@@ -1,7 +1,6 @@
 """Sums payloads over all micro-batches of a step along the tree, whoever computed which."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 
@@ -16,7 +15,6 @@ def merge(left: Payload, right: Payload) -> Payload:
     return left.add_(right)
 
 
-@lru_cache(maxsize=64)  # a run has two kinds of batches: full ones and an epoch's last
 def nodes_by_rank(num_leaves: int, world_size: int) -> list[list[Node]]:
     """The nodes that each worker sends."""
     return [
@@ -53,6 +51,7 @@ class TreeReduction:
         self._spare: list[Payload] = []
         self._num_leaves = 0
         self._fold: Fold[Payload] | None = None
+        self._inboxes: dict[int, _Inbox] = {}
 
     @property
     def num_payloads(self) -> int:
@@ -97,25 +96,53 @@ class TreeReduction:
     def _exchange(
         self, local: list[Payload], flag: int
     ) -> tuple[dict[Node, Payload], tuple[int, ...]]:
-        by_rank = nodes_by_rank(self._num_leaves, self._communicator.world_size)
-        # All workers send as many slots, since an all-gather wants equal shapes.
-        most = max(len(nodes) for nodes in by_rank)
-        if most == 1 and local:
+        inbox = self._inboxes.get(self._num_leaves)
+        if inbox is None:
+            inbox = _Inbox(
+                self._num_leaves, self._communicator.world_size, self._layout, self._device
+            )
+            self._inboxes[self._num_leaves] = inbox
+        if inbox.num_slots == 1 and local:
             local[0].flag.fill_(flag)
             send = local[0].data.unsqueeze(0)
         else:
-            send = torch.zeros(
-                (most, self._layout.num_bytes), dtype=torch.uint8, device=self._device
-            )
-            for slot, payload in enumerate(local):
-                send[slot].copy_(payload.data)
+            # All workers send as many slots, since an all-gather wants equal shapes.
+            send = inbox.outgoing()
+            for slot, payload in zip(send, local, strict=False):
+                slot.copy_(payload.data)
             Payload(send[0], self._layout).flag.fill_(flag)
-        received = self._communicator.all_gather(send)
-        at = self._layout.flag_start
-        flags = received[:, 0, at : at + 8].contiguous().view(torch.int64).flatten().tolist()
-        by_node = {
-            node: Payload(received[rank, slot], self._layout)
+        self._communicator.all_gather(send, out=inbox.received)
+        return inbox.payloads, tuple(inbox.flags.tolist())
+
+
+class _Inbox:
+    """Where the partial sums of a step of so many leaves arrive: used again at each such step.
+
+    Attributes:
+        num_slots: Payloads that each worker sends; those with fewer nodes leave some unused.
+        received: `(W, num_slots, num_bytes)`, uint8.
+        payloads: The nodes' payloads within it.
+        flags: `(W,)`, int64, the workers' flags within it.
+    """
+
+    def __init__(
+        self, num_leaves: int, world_size: int, layout: PayloadLayout, device: torch.device
+    ) -> None:
+        by_rank = nodes_by_rank(num_leaves, world_size)
+        self.num_slots = max(len(nodes) for nodes in by_rank)
+        shape = (world_size, self.num_slots, layout.num_bytes)
+        self.received = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self.payloads = {
+            node: Payload(self.received[rank, slot], layout)
             for rank, nodes in enumerate(by_rank)
             for slot, node in enumerate(nodes)
         }
-        return by_node, tuple(flags)
+        at = layout.flag_start
+        self.flags = self.received[:, 0, at : at + 8].view(torch.int64)[:, 0]
+        self._outgoing: torch.Tensor | None = None
+
+    def outgoing(self) -> torch.Tensor:
+        """A buffer for what this worker sends, `(num_slots, num_bytes)`."""
+        if self._outgoing is None:
+            self._outgoing = torch.zeros_like(self.received[0])
+        return self._outgoing

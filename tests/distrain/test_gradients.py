@@ -43,7 +43,7 @@ def test_collected_gradients_come_back_as_they_were() -> None:
     flat, present = collected(gradients)
     gradients.clear()
     assert all(parameter.grad is None for parameter in model.parameters())
-    gradients.assign(flat, present.tolist())
+    gradients.assign(gradients.views(flat), present.tolist())
     after = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -81,7 +81,7 @@ def test_a_parameter_that_no_micro_batch_used_has_no_gradient() -> None:
     flat, present = collected(gradients)
     by_name = dict(zip(gradients.names, present.tolist(), strict=True))
     assert by_name == {name: int(not name.startswith("unused")) for name in gradients.names}
-    gradients.assign(flat, present.tolist())
+    gradients.assign(gradients.views(flat), present.tolist())
     assert model.unused.weight.grad is None
     assert model.unused.bias.grad is None
     assert model.scale.grad is not None

@@ -34,13 +34,13 @@ class ThreadCommunicator:
         self._group, self.rank, self.world_size = group, rank, len(group.sent)
         self.num_exchanges = 0
 
-    def all_gather(self, send: torch.Tensor) -> torch.Tensor:
+    def all_gather(self, send: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         self.num_exchanges += 1
         self._group.sent[self.rank] = send.clone()
         self._group.barrier.wait()
         received = torch.stack(self._group.sent)
         self._group.barrier.wait()
-        return received
+        return received if out is None else out.copy_(received)
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         raise AssertionError(f"a reduction broadcasts nothing, not {tensor}")

@@ -25,8 +25,9 @@ class Pair:
         self.rank, self._others_sends = rank, others_sends
         self._state = list(other.state_dict().values())
 
-    def all_gather(self, send: torch.Tensor) -> torch.Tensor:
+    def all_gather(self, send: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         pair = [send, self._others_sends.pop(0)]
+        assert out is None
         return torch.stack(pair if self.rank == 0 else pair[::-1])
 
     def broadcast(self, tensor: torch.Tensor) -> None:
@@ -43,7 +44,8 @@ class Listening(Alone):
     def __init__(self) -> None:
         self.sent: list[torch.Tensor] = []
 
-    def all_gather(self, send: torch.Tensor) -> torch.Tensor:
+    def all_gather(self, send: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        assert out is None
         self.sent.append(send)
         return torch.stack([send, send])
 

@@ -31,6 +31,8 @@ MicroBatchResult = tuple[torch.Tensor, torch.Tensor | float, torch.Tensor | None
 """Loss sum (scalar), weight, and the outputs for the metrics (or None)."""
 
 _LOOK_AGAIN_S = 0.01
+_IN_BETWEEN = -2
+"""Steps done while weights and statistics move; for good, where that has failed."""
 
 MicroBatchStep = Callable[[torch.nn.Module, Columns], MicroBatchResult]
 """What is done with one micro-batch."""
@@ -63,6 +65,10 @@ class StepResult:
     grad_norm: float
     lr: float
     flags: tuple[int, ...] = ()
+
+
+class NotAtRestError(ProgramError):
+    """The weights are neither those before a step nor those after it."""
 
 
 class TrainingStep:
@@ -153,7 +159,7 @@ class TrainingStep:
     def _update(self, batch: GlobalBatch, statistics: torch.Tensor) -> None:
         """Moves weights and running statistics; nobody may read them meanwhile."""
         with self._moving:
-            self._steps_done = -1
+            self._steps_done = _IN_BETWEEN
             self._statistics.apply(statistics)
             # An optimizer may draw too; the generators are where the last own micro-batch left
             # them.
@@ -162,15 +168,22 @@ class TrainingStep:
             self._steps_done = batch.step + 1
 
     @contextmanager
-    def at_rest(self, steps_done: Callable[[], int]) -> Iterator[Mapping[str, torch.Tensor]]:
+    def at_rest(
+        self, steps_done: Callable[[], int], within_s: float
+    ) -> Iterator[Mapping[str, torch.Tensor]]:
         """Keeps another thread's hands off the weights; the model's state after the last step.
 
         Args:
             steps_done: What the rest of the run's state stands at: it is waited for until it
                 agrees with the weights, which move a moment earlier.
+            within_s: So long is waited for an update to end, and for that.
+
+        Raises:
+            NotAtRestError: an update does not end, or has failed in the middle.
         """
-        while True:
-            with self._moving:
+        end = time.monotonic() + within_s
+        while self._moving.acquire(timeout=max(0.0, end - time.monotonic())):
+            try:
                 if self._steps_done == steps_done():
                     standing = self._statistics.standing()
                     yield {
@@ -178,7 +191,12 @@ class TrainingStep:
                         for name, tensor in self._model.state_dict(keep_vars=True).items()
                     }
                     return
+                if self._steps_done == _IN_BETWEEN or time.monotonic() > end:
+                    break
+            finally:
+                self._moving.release()
             time.sleep(_LOOK_AGAIN_S)
+        raise NotAtRestError("an update of the weights has failed or does not end")
 
     def _compute(
         self, batch: GlobalBatch, owned: range, micro_batch: int, columns: Columns

@@ -1,12 +1,15 @@
 """Which of several failing workers is the cause: when one dies, its peers fail for want of it."""
 
 import json
+import os
 import re
 import signal
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
 
 from distrain.coordinator.stops import (
     RELAY,
@@ -29,6 +32,9 @@ _NOT_RETRIED = frozenset(
         *(ExitCode.STOPPED, ExitCode.CONFIG, ExitCode.CTRL_C),
     }
 )
+
+_WITH_FORK_SERVER = 255
+"""What multiprocessing gives for a process whose fork server has died."""
 
 _LOST_PEER = re.compile(r"/gloo/|NCCL error|TCPStore|Connection (closed|reset) by peer")
 
@@ -106,7 +112,7 @@ def first_cause(reports: Sequence[Report], exit_codes: Mapping[int, int]) -> Cau
 
     Args:
         reports: Of the workers that left one.
-        exit_codes: By rank, of those that ended; negative for a signal.
+        exit_codes: By rank, of those that failed; negative for a signal.
     """
     ordered = sorted(reports, key=lambda report: report.time_ns)
     own = [report for report in ordered if not report.lost_peer]
@@ -116,7 +122,7 @@ def first_cause(reports: Sequence[Report], exit_codes: Mapping[int, int]) -> Cau
     reported = {report.rank for report in reports}
     silent = sorted((rank, code) for rank, code in exit_codes.items() if rank not in reported)
     killed = [(rank, code) for rank, code in silent if code < 0]
-    left = [(rank, code) for rank, code in silent if code >= 0]
+    left = [(rank, code) for rank, code in silent if code > 0]
     for rank, code in (*killed, *left):
         return _silent_cause(rank, code)
     if ordered:
@@ -129,14 +135,36 @@ def is_retried(cause: Cause) -> bool:
     return cause.exit_code not in _NOT_RETRIED
 
 
-def forced_end(asked: int, grace_s: float, *, enough: bool) -> Cause:
+def tell(text: str, stream: TextIO) -> None:
+    """Writes to the user; where nobody reads, or a disk is full, what runs is not to blame."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except (OSError, ValueError):
+        # What is still buffered would raise again when the interpreter ends.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def while_stopping(cause: Cause, asked: int, codes: Collection[int]) -> Cause:
+    """The cause where a worker was lost after all were asked to stop.
+
+    Workers that end by the very signal have nothing to save: a script of the user's.
+    """
+    if -asked in codes:
+        return Cause(0, 128 + asked, f"stopped by {signal_name(asked)}")
+    text = f"{cause.text}, while the run was being stopped: it is as it was at the last checkpoint"
+    return Cause(cause.rank, cause.exit_code, text)
+
+
+def forced_end(asked: int | None, grace_s: float, *, enough: bool) -> Cause:
     """The cause where workers that were asked to stop are ended: Ctrl-C again, or no time left."""
     if enough:
         return Cause(0, ExitCode.CTRL_C, str(InterruptedAgainError()))
     return Cause(
         0,
         ExitCode.WORKER_LOST,
-        f"the workers did not end within {grace_s:g} s after {signal_name(asked)}, and were "
+        f"the workers did not end within {grace_s:g} s after {signal_name(asked or 0)}, and were "
         "killed: what came after the last checkpoint is lost",
     )
 
@@ -144,8 +172,10 @@ def forced_end(asked: int, grace_s: float, *, enough: bool) -> Cause:
 def _silent_cause(rank: int, code: int) -> Cause:
     if code == ExitCode.STOPPED:
         return Cause(0, code, str(StoppedError("a signal")))
-    if code >= 0:
-        said = f"worker {rank} ended with exit code {code} and said nothing"
-        return Cause(rank, code or ExitCode.WORKER_LOST, said)
-    name = signal.Signals(-code).name
-    return Cause(rank, ExitCode.WORKER_LOST, f"worker {rank} was killed by {name}")
+    if code == _WITH_FORK_SERVER:
+        said = f"worker {rank} was lost with the process that it was forked from"
+        return Cause(rank, ExitCode.WORKER_LOST, said)
+    if code > 0:
+        return Cause(rank, code, f"worker {rank} ended with exit code {code} and said nothing")
+    said = f"worker {rank} was killed by {signal_name(-code)}"
+    return Cause(rank, ExitCode.WORKER_LOST, said)

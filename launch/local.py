@@ -6,13 +6,13 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
-from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 from distrain.coordinator.stops import BEGAN, answer_to, began_now
-from launch.failure import HANDED_ON, REPORTS, Cause, TerminatedError
-from launch.parent import LAUNCHER
-from launch.worker import Alone, failure_of, fork_server_settings, restore_settings, work
+from distrain.errors import ExitCode
+from launch import fork_server
+from launch.failure import REPORTS, Cause, TerminatedError
+from launch.worker import Alone, failure_of, work
 
 MONITOR_EVERY_S = 0.1
 """How often the agent looks after its workers."""
@@ -41,7 +41,8 @@ def run_workers(
         grace_s: Workers that have been asked to stop are killed after so long.
     """
     os.environ[BEGAN] = began_now()
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _terminate)
     if workers == 1 and not max_restarts:
         answer_to(Alone())
         report = failure_of(arguments, rank=0)
@@ -57,7 +58,7 @@ def _run_group(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Between the workers of one machine nothing has to leave it.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    _start_fork_server()
+    fork_server.start()
     # Imported here: torch takes 1 s, and one worker or a job that is refused has no need of it.
     from torch.distributed.elastic.agent.server.api import WorkerSpec  # noqa: PLC0415
 
@@ -73,7 +74,7 @@ def _run_group(
         role="default",
         local_world_size=workers,
         entrypoint=work,
-        args=(list(arguments), os.getpid(), list(sys.path), fork_server_settings()),
+        args=(list(arguments), os.getpid(), list(sys.path), fork_server.settings()),
         rdzv_handler=rendezvous,
         max_restarts=max_restarts,
         monitor_interval=MONITOR_EVERY_S,
@@ -84,28 +85,9 @@ def _run_group(
         result = agent.run()
     finally:
         rendezvous.shutdown()
-    return agent.cause if result is None or result.is_failed() else None
-
-
-def _start_fork_server() -> None:
-    """Starts the process that workers are forked from; it imports while this one does."""
-    before = fork_server_settings()
-    # A file of the user's called launch.py or torch.py must not be taken for the package.
-    os.environ["PYTHONSAFEPATH"] = "1"
-    # Where this process is killed, the semaphores that Python takes away after it are no news.
-    ignored = "ignore:resource_tracker:UserWarning"
-    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before.get("PYTHONWARNINGS"), ignored]))
-    os.environ[LAUNCHER] = str(os.getpid())
-    # It unblocks some signals itself, so it has to be there before they are blocked.
-    resource_tracker.ensure_running()
-    # The signals that are handed on are the workers' to take, when they can.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)
-    try:
-        forkserver.set_forkserver_preload(["launch.tied", "launch.warm"])
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        restore_settings(before)
+    if result is not None and not result.is_failed():
+        return None
+    return agent.cause or Cause(0, ExitCode.WORKER_LOST, "the workers failed without a word")
 
 
 def _terminate(number: int, _frame: object) -> None:

@@ -12,7 +12,7 @@ from typing import NoReturn
 from data_pipeline.errors import DataError, StorageError
 from distrain import __version__
 from distrain.errors import DistrainError, ExitCode, UsageError, exit_code_of
-from launch.failure import Cause, TerminatedError, report_of
+from launch.failure import Cause, TerminatedError, report_of, tell
 
 _PLAN_USAGE = """\
 usage: distrain plan JOB [--workers N] [--seconds S] [--json]
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, TerminatedError) as error:
         report = report_of(error, 0, 0)
         cause = Cause(0, report.exit_code, report.text)
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # `| head` has read enough of what a command shows
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         cause = None
     except Exception:  # noqa: BLE001 - a fault of ours: shown whole, with the code for it
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if cause is None:
         sys.exit(ExitCode.DONE)
     rank = f" (rank {cause.rank})" if cause.rank else ""
-    print(f"distrain{rank}: {cause.text}", file=sys.stderr, flush=True)
+    tell(f"distrain{rank}: {cause.text}\n", sys.stderr)
     sys.exit(cause.exit_code)
 
 

@@ -5,6 +5,7 @@ import json
 import signal
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from data_pipeline.durable import write_whole
@@ -12,6 +13,7 @@ from data_pipeline.errors import DataError, StorageError
 from data_pipeline.manifest import read_manifest
 from distrain.config import Job, default_micro_batch
 from distrain.coordinator.generation import mark_in
+from distrain.coordinator.run_layout import FAILED, LOCK, RUNNING, STATUS, STOPPED
 from distrain.coordinator.stops import StoppedError
 from distrain.errors import ExitCode, UsageError
 from distrain.job_file import job_tables, job_toml, override, read_job, with_folder
@@ -115,15 +117,16 @@ def note_failure(folder: Path, cause: Cause) -> None:
 
     To be called where this start has had the folder; a run that holds it now is left alone.
     """
-    path = folder / "status.json"
-    try:
-        with (folder / "lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        status = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return
-    if status.get("state") in ("running", "failed"):
-        status |= {"state": "failed", "reason": cause.text, "exit_code": int(cause.exit_code)}
+    with suppress(OSError, ValueError), (folder / LOCK).open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _correct_status(folder / STATUS, cause)
+
+
+def _correct_status(path: Path, cause: Cause) -> None:
+    status = json.loads(path.read_bytes())
+    if status.get("state") in (RUNNING, FAILED):
+        state = STOPPED if cause.exit_code == ExitCode.STOPPED else FAILED
+        status |= {"state": state, "reason": cause.text, "exit_code": int(cause.exit_code)}
         try:
             write_whole(path, json.dumps(status, indent=2).encode() + b"\n")
         except StorageError as error:

@@ -19,11 +19,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from distrain.coordinator.stops import RELAY, InterruptedAgainError, StoppedError, answer_to
-from launch import tied
-from launch.failure import HANDED_ON, REPORTS, Report, TerminatedError, report_of, write_report
-from launch.parent import LAUNCHER, die_with_parent, name_process
-
-_SETTINGS = ("PYTHONSAFEPATH", "PYTHONWARNINGS", LAUNCHER)
+from launch import fork_server, tied
+from launch.failure import (
+    HANDED_ON,
+    REPORTS,
+    Report,
+    TerminatedError,
+    report_of,
+    tell,
+    write_report,
+)
+from launch.parent import die_with_parent, name_process
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -117,19 +123,7 @@ class Alone:
 
     def ends(self, error: BaseException) -> None:
         """Shows the error."""
-        print(f"distrain: {error}", file=sys.stderr, flush=True)
-
-
-def fork_server_settings() -> dict[str, str]:
-    """Of the variables that the fork server is given other values of, those that are set."""
-    return {name: os.environ[name] for name in _SETTINGS if name in os.environ}
-
-
-def restore_settings(before: Mapping[str, str]) -> None:
-    """Sets these variables back."""
-    for name in _SETTINGS:
-        os.environ.pop(name, None)
-    os.environ.update(before)
+        tell(f"distrain: {error}\n", sys.stderr)
 
 
 def work(
@@ -141,7 +135,7 @@ def work(
         arguments: As above.
         launcher: The launcher's process, which is told of signals that come to this one.
         search_path: Where Python looks for modules.
-        settings: The launcher's `fork_server_settings`.
+        settings: The launcher's `fork_server.settings`.
     """
     preloaded = os.getpid() != tied.FORK_SERVER
     die_with_parent(tied.FORK_SERVER if preloaded else os.getppid())
@@ -149,8 +143,10 @@ def work(
     rank = int(os.environ["RANK"])
     name_process(f"distrain-r{rank}")
     sys.path[:] = search_path
-    restore_settings(settings)
+    fork_server.restore(settings)
     answer_to(_Launched(launcher, rank))
+    # Until a run goes on that can save, and after it, it has no meaning.
+    signal.signal(RELAY, signal.SIG_IGN)
     faulthandler.enable()
     report = failure_of(arguments, rank)
     if report is None:
@@ -160,6 +156,6 @@ def work(
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, AttributeError):  # closed by who started this, or full
             stream.flush()
-    if report is not None:
-        # At once: exchanges that wait for lost peers must not hold a failed process.
-        os._exit(report.exit_code)
+    # At once: exchanges that wait for lost peers must not hold a failed process, and one that has
+    # done its work need not wait for the others.
+    os._exit(0 if report is None else report.exit_code)

@@ -32,7 +32,7 @@ class Generation:
         self._folder = folder
         before = _MARK.match(mark_in(folder))
         self.number = 1 + (int(before[1]) if before else 0)
-        self._mark = f"{self.number} {uuid.uuid4().hex} {os.environ.get(BEGAN, '')}".strip()
+        self._mark = f"{self.number} {uuid.uuid4().hex} {_launch()}".strip()
         write_whole(folder / GENERATION, f"{self._mark}\n".encode())
 
     def check(self) -> None:
@@ -68,5 +68,9 @@ def is_restart(folder: Path) -> bool:
     """Whether the workers were started again by the launcher that made the newest start, too."""
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         return False
-    began = os.environ.get(BEGAN)  # torchrun sets none
-    return began is None or mark_in(folder).partition(" ")[2].partition(" ")[2] == began
+    return mark_in(folder).partition(" ")[2].partition(" ")[2] == _launch()
+
+
+def _launch() -> str:
+    """What tells one launch from another: our launcher's begin, or the name that torchrun has."""
+    return os.environ.get(BEGAN) or os.environ.get("TORCHELASTIC_RUN_ID", "")

@@ -39,6 +39,9 @@ from distrain.parallel.split import BatchPlan
 from distrain.parallel.world import World
 from distrain.step import StepResult, TrainingStep
 
+AT_REST_S = 5.0
+"""So long an update may take that stands between a stop and the last save."""
+
 LAST_SAVE_PAUSES_S = (0.2, 1.0)
 """Before a run that is asked to stop tries again to save."""
 
@@ -213,7 +216,9 @@ class Recording:
         trouble = ""
         if self._keeper is not None:
             try:
-                self._save_last(self._keeper, reason, model.state_dict(), optimizer)
+                changed = self._state.step > self._taken_up_at
+                state = model.state_dict() if changed else None
+                self._save_last(self._keeper, reason, state, optimizer)
             except StorageError as error:
                 trouble = f"stopped by {reason}, and the last save failed: {error}"
         told = broadcast_bytes(trouble.encode(), self._world.communicator, self._world.device)
@@ -231,24 +236,27 @@ class Recording:
             return
         try:
             with ExitStack() as stack:
-                model: Mapping[str, torch.Tensor] = {}
+                model: Mapping[str, torch.Tensor] | None = None
                 if self._state.step > self._taken_up_at:
-                    model = stack.enter_context(training_step.at_rest(lambda: self._state.step))
+                    rest = training_step.at_rest(lambda: self._state.step, AT_REST_S)
+                    model = stack.enter_context(rest)
                 self._save_last(self._keeper, reason, model, training_step.optimizer)
                 end_process(StoppedError(reason))  # within: nothing may move any more
         except StorageError as error:
             end_process(StorageError(f"stopped by {reason}, and the last save failed: {error}"))
+        except BaseException as error:  # noqa: BLE001 - in this thread nobody else would see it
+            end_process(error)
 
     def _save_last(
         self,
         keeper: CheckpointKeeper,
         reason: str,
-        model: Mapping[str, torch.Tensor],
+        model: Mapping[str, torch.Tensor] | None,
         optimizer: torch.optim.Optimizer,
     ) -> None:
-        """Writes the state, unless this start has done no step, and notes the stop."""
+        """Writes the state, if there is a `model` that this start has trained; notes the stop."""
         step = self._state.step
-        if step > self._taken_up_at:
+        if model is not None:
             for pause_s in LAST_SAVE_PAUSES_S:
                 try:
                     self._write(keeper, model, optimizer)

@@ -17,8 +17,7 @@ from contextlib import ExitStack
 from types import FrameType, TracebackType
 from typing import NoReturn, Protocol, Self
 
-from data_pipeline.errors import StorageError
-from distrain.errors import ExitCode
+from distrain.errors import ExitCode, exit_code_of
 
 WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """The signals that ask a run to save and end."""
@@ -81,7 +80,12 @@ def reason_of(flags: Sequence[int]) -> str | None:
 
 def signal_name(number: int) -> str:
     """A signal's name for a person."""
-    return "a signal to another worker" if number == RELAY else signal.Signals(number).name
+    if number == RELAY:
+        return "a signal to another worker"
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has no name
+        return f"signal {number}"
 
 
 def time_left(max_time_s: float | None, environment: Mapping[str, str], now: float) -> float | None:
@@ -166,10 +170,12 @@ class StopWatch:
         traceback: TracebackType | None,
     ) -> None:
         """Gives the signals back to whom they belonged before."""
-        self.handled()
-        self._stack.close()
-        self._ear.close()
-        self._mouth.close()
+        try:
+            self.handled()
+        finally:
+            self._stack.close()
+            self._ear.close()
+            self._mouth.close()
 
     def _noted(self, number: int, _frame: FrameType | None) -> None:
         """All is done by the thread; a second Ctrl-C ends the program as it always does."""
@@ -205,7 +211,7 @@ class StopWatch:
             if asked and not self.flag:
                 self.flag, deadline = asked, None
                 give_up = time.monotonic() + self._grace_s / 2
-                for launch in _launch:
+                for launch in () if self._handled else _launch:
                     launch.asked()
 
 
@@ -229,8 +235,11 @@ def answer_to(launch: Launch) -> None:
     _launch[:] = [launch]
 
 
-def end_process(error: StoppedError | StorageError) -> NoReturn:
+def end_process(error: BaseException) -> NoReturn:
     """Ends the process while its main thread is busy, with the error's exit code."""
-    for launch in _launch:
-        launch.ends(error)
-    os._exit(ExitCode.STOPPED if isinstance(error, StoppedError) else ExitCode.STORAGE)
+    code = ExitCode.STOPPED if isinstance(error, StoppedError) else exit_code_of(error)
+    try:
+        for launch in _launch:
+            launch.ends(error)
+    finally:
+        os._exit(code)

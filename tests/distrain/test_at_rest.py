@@ -15,7 +15,7 @@ from distrain.coordinator.metrics import MetricSet
 from distrain.parallel.communicator import Alone
 from distrain.parallel.split import BatchPlan
 from distrain.parallel.world import World
-from distrain.step import Clip, Columns, MicroBatchResult, TrainingStep
+from distrain.step import Clip, Columns, MicroBatchResult, NotAtRestError, TrainingStep
 
 CPU = torch.device("cpu")
 FEATURES = 6
@@ -139,7 +139,7 @@ class Training:
             doing.join(TIMEOUT_S)
 
     def read(self, steps_done: int) -> State:
-        with self.step.at_rest(lambda: steps_done) as state:
+        with self.step.at_rest(lambda: steps_done, TIMEOUT_S) as state:
             return copied(state)
 
 
@@ -153,16 +153,18 @@ class Reader(threading.Thread):
     def __init__(self, training: Training, steps_done: Callable[[], int]) -> None:
         super().__init__(daemon=True)
         self._training, self._steps_done = training, steps_done
-        self._given_up = False
+        self._given_up, self.refused = False, False
         self.found: State | None = None
         self.start()
 
     def run(self) -> None:
         try:
-            with self._training.step.at_rest(self._asked) as state:
+            with self._training.step.at_rest(self._asked, TIMEOUT_S) as state:
                 self.found = copied(state)
         except GivenUpError:
             pass
+        except NotAtRestError:
+            self.refused = True
 
     def _asked(self) -> int:
         if self._given_up:
@@ -251,7 +253,7 @@ def test_in_mid_update_the_state_is_waited_for() -> None:
 
 def test_neither_weights_nor_statistics_move_while_the_state_is_held() -> None:
     training = Training().do(2)
-    with training.step.at_rest(lambda: 2) as state:
+    with training.step.at_rest(lambda: 2, TIMEOUT_S) as state:
         doing = threading.Thread(target=training.do, args=(1,))
         doing.start()
         time.sleep(0.3)
@@ -277,10 +279,20 @@ def test_a_step_that_failed_in_mid_update_is_never_handed_out(steps_done: int) -
     with pytest.raises(PlantedError):
         training.do(1)
     reader = Reader(training, lambda: steps_done)
-    reader.join(0.5)
-    assert reader.is_alive(), "the weights are those of no step"
-    reader.give_up()
+    reader.join(TIMEOUT_S)
+    assert reader.refused, "the weights are those of no step"
     assert reader.found is None
+
+
+def test_an_update_that_does_not_end_is_waited_for_so_long_and_no_longer() -> None:
+    training, gate = Training().do(2), Gate()
+    training.optimizer.halfway = gate.wait
+    with (
+        training.held(gate),
+        pytest.raises(NotAtRestError, match="does not end"),
+        training.step.at_rest(lambda: 3, within_s=0.2),
+    ):
+        raise AssertionError("the weights are those of no step")
 
 
 def test_a_step_that_failed_before_its_update_leaves_the_state_of_the_one_before() -> None:

@@ -93,7 +93,7 @@ def test_a_killed_launcher_leaves_no_process_whenever_it_is_killed(tmp_path: Pat
 def left_alive(up: Path, delay_s: float) -> int:
     """How many processes outlive a launcher that is killed so long after it has begun others."""
     arguments = ("launch", "--workers", 2, PROGRAMS / "failing.py", "wait", up)
-    with Started(*arguments, DISTRAIN_TEST_MARK=str(up)) as launcher:
+    with Started(*arguments, environment={"DISTRAIN_TEST_MARK": str(up)}) as launcher:
         launcher.until(lambda: len(marked(str(up))) >= 2)
         time.sleep(delay_s)
         launcher.process.kill()
@@ -116,3 +116,39 @@ def has_mark(process: psutil.Process, mark: str) -> bool:
         return process.environ().get("DISTRAIN_TEST_MARK") == mark
     except psutil.Error:
         return False
+
+
+def fork_server(run: Started) -> psutil.Process:
+    """The process that the workers are forked from."""
+    (found,) = {worker.ppid() for worker in run.workers().values()}
+    return psutil.Process(found)
+
+
+def test_a_lost_fork_server_costs_a_restart_and_its_successor_dies_with_the_launcher(
+    digits: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with train(digits, folder, 2, *LONG, "--training.epochs", 5000) as run:
+        run.until(lambda: is_training(folder, 1) and last_step(folder) > 6)
+        fork_server(run).kill()
+        run.until(lambda: is_training(folder, 2))
+        assert "was lost with the process that it was forked from" in run.said
+        assert "(restart 1 of 10)" in run.said
+        left = [fork_server(run), *run.workers().values()]
+        assert len(left) == 3
+        run.process.kill()
+        run.process.wait()
+        _, alive = psutil.wait_procs(left, timeout=GONE_S)
+        assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_restart_that_nobody_reads_of_is_a_restart_all_the_same(
+    digits: Path, tmp_path: Path
+) -> None:
+    expected, folder = unbroken(digits, *LONG), tmp_path / "run"
+    with Path("/dev/full").open("w") as full, train(digits, folder, 2, *LONG, stderr=full) as run:
+        run.until(lambda: is_training(folder, 1) and last_step(folder) > 6)
+        run.worker(1).kill()
+        assert run.ends() == 0
+    assert outcome(folder) == expected
+    assert status(folder)["starts"] == 2

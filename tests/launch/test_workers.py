@@ -193,3 +193,27 @@ def test_the_same_script_leaves_the_same_bits_under_python_torchrun_and_distrain
         for name in ("python", "torchrun", "launch")
     }
     assert len(written) == 1
+
+
+def test_a_worker_that_leaves_with_0_has_done_its_work(distrain: Run, tmp_path: Path) -> None:
+    script = tmp_path / "leaves.py"
+    script.write_text("import os\nos._exit(0)\n")
+    done = distrain("launch", "--workers", 2, script)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_script_that_saves_nothing_ends_by_the_signal(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "launch.main", "launch", "--workers", "2"]
+    launcher = subprocess.Popen(
+        [*command, str(PROGRAMS / "failing.py"), "wait", str(tmp_path / "started")],
+        env=clean_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: len(list(tmp_path.glob("started-*"))) == 2)
+    launcher.send_signal(number)
+    _, said = launcher.communicate(timeout=60)
+    assert (launcher.returncode, said.strip()) == (code, f"distrain: stopped by {number.name}")

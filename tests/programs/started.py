@@ -12,9 +12,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import psutil
 
@@ -61,14 +61,20 @@ class Started:
         lines: What it has said on stderr, each line with the time it was read at.
     """
 
-    def __init__(self, *arguments: object, cwd: Path | None = None, **environment: str) -> None:
+    def __init__(
+        self,
+        *arguments: object,
+        cwd: Path | None = None,
+        stderr: IO[str] | int = subprocess.PIPE,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.began = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "launch.main", *map(str, arguments)],
             cwd=cwd,
-            env=clean_environment() | environment,
+            env=clean_environment() | dict(environment or {}),
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
             start_new_session=True,
         )
@@ -77,8 +83,7 @@ class Started:
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
+        for line in self.process.stderr or ():
             self.lines.append((time.monotonic(), line.rstrip("\n")))
 
     @property
@@ -127,8 +132,8 @@ class Started:
             if worker.is_running():
                 worker.kill()
         self._reader.join(timeout=10)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
 
 
 def rank_of(process: psutil.Process) -> int | None:
@@ -141,10 +146,16 @@ def rank_of(process: psutil.Process) -> int | None:
     return int(found[1]) if found and alive else None
 
 
-def train(digits: Path, folder: Path, workers: int, *more: object) -> Started:
+def train(
+    digits: Path,
+    folder: Path,
+    workers: int,
+    *more: object,
+    stderr: IO[str] | int = subprocess.PIPE,
+) -> Started:
     """Starts `distrain train examples/digits.toml`."""
     paths = ("--data.path", digits, "--run.dir", folder)
-    return Started("train", JOB, *paths, "--workers", workers, *more)
+    return Started("train", JOB, *paths, "--workers", workers, *more, stderr=stderr)
 
 
 def train_faulty(
@@ -154,7 +165,7 @@ def train_faulty(
     job = folder.with_name("faulty.toml")
     job.write_text(FAULTY_JOB.format(digits=digits))
     arguments = ("train", job, "--run.dir", folder, "--workers", workers, *more)
-    return Started(*arguments, cwd=PROGRAMS, **environment)
+    return Started(*arguments, cwd=PROGRAMS, environment=environment)
 
 
 def events(folder: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,45 @@
+"""The process that workers are forked from: Python's own fork server, with torch at hand in it."""
+
+import os
+import signal
+from collections.abc import Mapping
+from multiprocessing import forkserver, resource_tracker
+
+from launch.failure import HANDED_ON
+from launch.parent import LAUNCHER
+
+_SETTINGS = ("PYTHONSAFEPATH", "PYTHONWARNINGS", LAUNCHER)
+_PRELOADED = ["launch.tied", "launch.warm"]
+
+
+def start() -> None:
+    """Starts it, unless it is there; it imports while this process does other things."""
+    before = settings()
+    # A file of the user's called launch.py or torch.py must not be taken for the package.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    # Where this process is killed, the semaphores that Python takes away after it are no news.
+    ignored = "ignore:resource_tracker:UserWarning"
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before.get("PYTHONWARNINGS"), ignored]))
+    os.environ[LAUNCHER] = str(os.getpid())
+    # It unblocks some signals itself, so it has to be there before they are blocked.
+    resource_tracker.ensure_running()
+    # The signals that are handed on are the workers' to take, when they can.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)
+    try:
+        forkserver.set_forkserver_preload(_PRELOADED)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        restore(before)
+
+
+def settings() -> dict[str, str]:
+    """Of the variables that it is given other values of, those that are set."""
+    return {name: os.environ[name] for name in _SETTINGS if name in os.environ}
+
+
+def restore(before: Mapping[str, str]) -> None:
+    """Sets these variables back."""
+    for name in _SETTINGS:
+        os.environ.pop(name, None)
+    os.environ.update(before)

@@ -368,8 +368,9 @@ def open_recording(
 def _note(recording: Recording, error: BaseException) -> None:
     try:
         recording.fail(error)
-    except StorageError as second:
-        # The first error is the one to report; that it could not be noted goes with it.
+    except (StorageError, ConfigError) as second:
+        # The first error is the one to report; that it could not be noted goes with it. A newer
+        # start (ConfigError) keeps its own status.
         error.add_note(f"(and this could not be noted in the run's folder: {second})")
 
 

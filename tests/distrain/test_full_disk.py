@@ -54,7 +54,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
                 yield Path(f"/proc/{holder.pid}/root{folder}")
                 return
             refusals.append(holder.stderr.read().strip())
-    pytest.fail(f"no tmpfs can be mounted, as root or in a user namespace: {refusals}")
+    pytest.skip(f"this machine lets nobody mount a tmpfs, as root or in a namespace: {refusals}")
 
 
 @pytest.fixture

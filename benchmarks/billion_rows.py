@@ -17,14 +17,8 @@ from data_pipeline import Dataset
 from data_pipeline.manifest import Column, Manifest, Part, write_manifest
 from data_pipeline.writer import write_dataset
 from distrain import Checkpoint, Trainer
-from distrain.coordinator.checkpoint import (
-    CheckpointContents,
-    folder_name,
-    read_checkpoint,
-    steps_in,
-    write_checkpoint,
-)
-from distrain.coordinator.run_layout import CHECKPOINTS, EVENTS
+from distrain.coordinator.checkpoint import CheckpointContents, read_checkpoint, write_checkpoint
+from distrain.coordinator.run_layout import CHECKPOINTS, EVENTS, folder_name, steps_in
 from distrain.parallel.split import BatchPlan
 
 POSITIONS = {"after_1_percent": 0.01, "after_99_percent": 0.99}

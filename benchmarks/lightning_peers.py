@@ -2,8 +2,8 @@
 
 Both take the process group that is there, the launcher being torch elastic's. They get what their
 documentation has for speed: `barebones=True` (no logger, checkpoints, progress bar, summary or
-sanity check: "for analyzing the Trainer overhead"), gradients as views of DDP's buckets, and a
-fused optimizer. The data lie in memory, so that worker processes of a DataLoader would only cost.
+sanity check), gradients as views of DDP's buckets, and a fused optimizer. The data lie in memory,
+so that worker processes of a DataLoader would only cost.
 """
 
 import logging

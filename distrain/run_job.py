@@ -17,7 +17,6 @@ from distrain.config import (
     Job,
     OptimizerConfig,
     ScheduleConfig,
-    default_micro_batch,
     near_names,
 )
 from distrain.coordinator.checkpointing import Checkpoint
@@ -26,7 +25,7 @@ from distrain.coordinator.history import History
 from distrain.errors import ConfigError
 from distrain.job_file import job_tables
 from distrain.learn import models, schedules
-from distrain.parallel.split import BatchPlan
+from distrain.parallel.split import plan_batches
 from distrain.trainer import Trainer
 
 _MODELS: dict[str, Callable[..., torch.nn.Module]] = {"mlp": models.mlp, "cnn": models.cnn}
@@ -182,9 +181,9 @@ def make_transforms(config: dict[str, dict[str, Any]]) -> list[Transform]:
 
 
 def _total_steps(job: Job, train: Dataset) -> int:
-    size, micro = job.training.global_batch, job.training.micro_batch
-    plan = BatchPlan(
-        train.num_rows, size, micro or default_micro_batch(size), job.training.last_batch
+    training = job.training
+    plan = plan_batches(
+        train.num_rows, training.global_batch, training.micro_batch, training.last_batch
     )
     return plan.steps_per_epoch * job.training.epochs
 

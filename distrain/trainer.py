@@ -13,7 +13,6 @@ from data_pipeline.loader import Recipe
 from data_pipeline.order import ShuffledOrder
 from data_pipeline.standardize import Standardization, standardization
 from distrain.assembly import Assembly
-from distrain.config import default_micro_batch
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.coordinator.history import History
@@ -31,7 +30,7 @@ from distrain.learn.schedules import Constant, Schedule
 from distrain.numerics import fix_kernels
 from distrain.parallel import world as worlds
 from distrain.parallel.replicas import ModelSource, build_model
-from distrain.parallel.split import BatchPlan
+from distrain.parallel.split import BatchPlan, plan_batches
 from distrain.step import (
     Clip,
     Columns,
@@ -259,8 +258,7 @@ class Trainer:
         if global_batch < 1:
             raise ConfigError(f"global_batch is {global_batch}; it must be 1 or more")
         self._fix_kernels()  # another trainer of this process may have set others
-        size = default_micro_batch(global_batch) if micro_batch is None else micro_batch
-        plan = BatchPlan(train.num_rows, global_batch, size, last_batch)
+        plan = plan_batches(train.num_rows, global_batch, micro_batch, last_batch)
         plan.check_world_size(self._world.size)
         self._scaling = self._scaling_by(train)
         metrics = self._metric_set(train)

@@ -90,7 +90,7 @@ class Agent(LocalElasticAgent):
         return processes
 
     def _exit_codes(self) -> dict[int, int]:
-        """By rank, of workers that have ended: one that has done its work waits for the others."""
+        """By rank, of workers that have ended."""
         codes = {rank: process.exitcode for rank, process in enumerate(self._processes())}
         return {rank: code for rank, code in codes.items() if code is not None}
 
@@ -115,7 +115,7 @@ class Agent(LocalElasticAgent):
         judged = True
         if any(self._exit_codes().values()):
             self._judge()
-        elif self._is_overdue():
+        elif self._asked is not None and self._is_overdue():
             self.cause = forced_end(self._asked, self._grace_s, enough=self._interrupts > 1)
             self._give_up_or_restart(self.cause)
         else:

@@ -157,14 +157,14 @@ def while_stopping(cause: Cause, asked: int, codes: Collection[int]) -> Cause:
     return Cause(cause.rank, cause.exit_code, text)
 
 
-def forced_end(asked: int | None, grace_s: float, *, enough: bool) -> Cause:
+def forced_end(asked: int, grace_s: float, *, enough: bool) -> Cause:
     """The cause where workers that were asked to stop are ended: Ctrl-C again, or no time left."""
     if enough:
         return Cause(0, ExitCode.CTRL_C, str(InterruptedAgainError()))
     return Cause(
         0,
         ExitCode.WORKER_LOST,
-        f"the workers did not end within {grace_s:g} s after {signal_name(asked or 0)}, and were "
+        f"the workers did not end within {grace_s:g} s after {signal_name(asked)}, and were "
         "killed: what came after the last checkpoint is lost",
     )
 

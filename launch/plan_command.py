@@ -1,19 +1,17 @@
 """`distrain plan`: what a job is made of, and what it will take here."""
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.manifest import read_manifest
-from distrain.config import Job, default_micro_batch
-from distrain.job_file import job_tables, job_toml, override, read_job, with_folder
-from distrain.parallel.split import BatchPlan, useful_world_sizes
+from distrain.config import Job
+from distrain.parallel.split import plan_batches, useful_world_sizes
 from launch.failure import Cause
 from launch.local import run_workers
 from launch.status_command import duration
-from launch.train_command import check_job, check_workers
+from launch.train_command import checked_job, resolved
 
 MOST_NAMED = 8
 
@@ -28,15 +26,12 @@ def plan(
     Raises:
         UsageError, ConfigError, DataError: the job can't be run.
     """
-    job = with_folder(override(read_job(path), overrides, prog=f"distrain plan {path}"), path)
-    size = check_workers(workers)
-    check_job(job, size)
+    job, size = checked_job("plan", path, workers, overrides)
     measured: dict[str, Any] = {}
     if seconds > 0:
-        with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
-            resolved, out = Path(folder) / "job.toml", Path(folder) / "measured.json"
-            resolved.write_bytes(job_toml(job_tables(job)))
-            cause = run_workers(["rehearsal", str(resolved), repr(seconds), str(out)], size)
+        with resolved(job) as file:
+            out = file.with_name("measured.json")
+            cause = run_workers(["rehearsal", str(file), repr(seconds), str(out)], size)
             if cause is not None:
                 return cause
             measured = json.loads(out.read_bytes())
@@ -51,9 +46,8 @@ def _counts(job: Job) -> dict[str, Any]:
     """What follows from the sizes alone."""
     manifest = read_manifest(Path(job.data.path))
     training = job.training
-    micro_batch = training.micro_batch or default_micro_batch(training.global_batch)
     rows = manifest.parts[job.data.train].rows
-    batches = BatchPlan(rows, training.global_batch, micro_batch, training.last_batch)
+    batches = plan_batches(rows, training.global_batch, training.micro_batch, training.last_batch)
     last = batches.batch(batches.steps_per_epoch - 1)
     return {
         "rows": rows,
@@ -62,7 +56,7 @@ def _counts(job: Job) -> dict[str, Any]:
         "steps_per_epoch": batches.steps_per_epoch,
         "steps": training.epochs * batches.steps_per_epoch,
         "global_batch": training.global_batch,
-        "micro_batch": micro_batch,
+        "micro_batch": batches.micro_batch,
         "micro_batches": batches.num_micro_batches,
         "last_batch_samples": last.num_samples,
         "last_batch_micro_batches": last.num_micro_batches,

@@ -4,20 +4,20 @@ import fcntl
 import json
 import signal
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_pipeline.durable import write_whole
 from data_pipeline.errors import DataError, StorageError
 from data_pipeline.manifest import read_manifest
-from distrain.config import Job, default_micro_batch
+from distrain.config import Job
 from distrain.coordinator.generation import mark_in
 from distrain.coordinator.run_layout import FAILED, LOCK, RUNNING, STATUS, STOPPED
 from distrain.coordinator.stops import StoppedError
 from distrain.errors import ExitCode, UsageError
 from distrain.job_file import job_tables, job_toml, override, read_job, with_folder
-from distrain.parallel.split import BatchPlan
+from distrain.parallel.split import plan_batches
 from launch.failure import Cause, TerminatedError
 from launch.local import run_workers
 
@@ -40,19 +40,14 @@ def train(
     Raises:
         UsageError, ConfigError, DataError: the job can't be run; nothing was started.
     """
-    job = override(read_job(path), overrides, prog=f"distrain train {path}")
-    job = with_folder(job, path)
-    size = check_workers(workers)
-    check_job(job, size)
-    with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
-        resolved = Path(folder) / "job.toml"
-        resolved.write_bytes(job_toml(job_tables(job)))
+    job, size = checked_job("train", path, workers, overrides)
+    with resolved(job) as file:
         before = mark_in(Path(str(job.run.dir)))
         if max_restarts is None and size > 1:
             max_restarts = MOST_RESTARTS
         try:
             cause = run_workers(
-                ["job", str(resolved), *(["--fresh"] if fresh else [])],
+                ["job", str(file), *(["--fresh"] if fresh else [])],
                 size,
                 max_restarts=max_restarts,
                 grace_s=job.run.grace_s,
@@ -64,6 +59,29 @@ def train(
     if cause is not None and mark_in(Path(str(job.run.dir))) != before:
         note_failure(Path(str(job.run.dir)), cause)
     return cause
+
+
+def checked_job(
+    command: str, path: Path, workers: int | None, overrides: Sequence[str]
+) -> tuple[Job, int]:
+    """A job with its overrides, and the number of workers, as far as can be checked at once.
+
+    Raises:
+        UsageError, ConfigError, DataError: the job can't be run.
+    """
+    job = with_folder(override(read_job(path), overrides, prog=f"distrain {command} {path}"), path)
+    size = check_workers(workers)
+    check_job(job, size)
+    return job, size
+
+
+@contextmanager
+def resolved(job: Job) -> Iterator[Path]:
+    """The job as a file for the workers, gone at the block's end with all that lies beside it."""
+    with tempfile.TemporaryDirectory(prefix="distrain-") as folder:
+        file = Path(folder) / "job.toml"
+        file.write_bytes(job_toml(job_tables(job)))
+        yield file
 
 
 def _stopped_at_start(reason: str) -> Cause:
@@ -102,11 +120,10 @@ def check_job(job: Job, workers: int) -> None:
         if column not in names:
             raise DataError(f"{root} has no column {column!r}; it has {names}")
     training = job.training
-    micro_batch = training.micro_batch or default_micro_batch(training.global_batch)
-    plan = BatchPlan(
+    plan = plan_batches(
         manifest.parts[job.data.train].rows,
         training.global_batch,
-        micro_batch,
+        training.micro_batch,
         training.last_batch,
     )
     plan.check_world_size(workers)

@@ -12,7 +12,6 @@ folder can't make a run execute anything.
 
 import hashlib
 import json
-import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from safetensors.torch import save as save_safetensors
 
 from data_pipeline.durable import fsync_file, new_folder
 from data_pipeline.errors import StorageError
+from distrain.coordinator.run_layout import folder_name, steps_in
 
 STATE = "state.json"
 SUFFIX = ".safetensors"
@@ -35,8 +35,6 @@ CHUNK_BYTES = 16 * 2**20
 
 MOST_STATE_BYTES = 256 * 2**20
 """A larger state.json is none of ours: it grows by some 100 bytes an epoch."""
-
-_NAME = re.compile(r"step-(\d{9,})")
 
 
 class DamagedCheckpointError(Exception):
@@ -49,17 +47,6 @@ class CheckpointContents:
 
     tensors: Mapping[str, Mapping[str, torch.Tensor]]
     state: Mapping[str, Any]
-
-
-def folder_name(step: int) -> str:
-    """The folder of the checkpoint after a number of steps; names sort as the steps do."""
-    return f"step-{step:09d}"
-
-
-def steps_in(root: Path) -> list[int]:
-    """The steps that `root` has checkpoints of, oldest first; only names are looked at."""
-    names = [path.name for path in root.iterdir()] if root.is_dir() else []
-    return sorted(int(found[1]) for name in names if (found := _NAME.fullmatch(name)))
 
 
 def write_checkpoint(root: Path, step: int, contents: CheckpointContents) -> Path:

@@ -13,14 +13,10 @@ from safetensors.torch import save as save_safetensors
 
 from data_pipeline.errors import StorageError
 from distrain.config import CheckpointConfig, near_names
-from distrain.coordinator.checkpoint import (
-    CheckpointContents,
-    folder_name,
-    steps_in,
-    write_checkpoint,
-)
+from distrain.coordinator.checkpoint import CheckpointContents, write_checkpoint
 from distrain.coordinator.early_stopping import beats
 from distrain.coordinator.observers import EpochRecord
+from distrain.coordinator.run_layout import folder_name, steps_in
 from distrain.coordinator.run_state import RunState, load_optimizer, optimizer_tensors
 from distrain.errors import ConfigError
 from distrain.parallel.communicator import broadcast_bytes

@@ -11,7 +11,7 @@ from typing import Any
 
 from data_pipeline.durable import write_whole
 from data_pipeline.errors import StorageError
-from distrain.coordinator.log_tail import cut_back
+from distrain.coordinator.log_tail import cut_back, scores_in
 from distrain.coordinator.observers import Ending, EpochRecord, finite_or_none
 from distrain.coordinator.progress import say
 from distrain.coordinator.run_layout import EVENTS
@@ -129,16 +129,11 @@ def recorded_epochs(path: Path) -> tuple[EpochRecord, ...]:
         return ()
     with path.open("rb") as file:
         events = [json.loads(line) for line in file if line.startswith(b'{"event": "epoch"')]
-    known = ("event", "epoch", "step", "seconds", "samples_per_s", "time")
     return tuple(
         EpochRecord(
             event["epoch"],
             event["step"],
-            {
-                name: math.nan if score is None else score
-                for name, score in event.items()
-                if name not in known
-            },
+            {n: math.nan if score is None else score for n, score in scores_in(event).items()},
             event["seconds"],
             event["samples_per_s"],
         )

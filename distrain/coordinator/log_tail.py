@@ -1,10 +1,10 @@
-"""An event log from its end: what that costs does not depend on the run's length."""
+"""What an event log tells, read from its end where its length must not count."""
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 BLOCK_BYTES = 1 << 16
 
@@ -43,3 +43,9 @@ def _is_until(line: bytes, step: int) -> bool:
     except ValueError:
         return False
     return "step" in event and event["step"] <= step
+
+
+def scores_in(epoch: Mapping[str, Any]) -> dict[str, float | None]:
+    """The scores that an epoch's event tells; None for one that is not finite."""
+    others = ("event", "epoch", "step", "seconds", "samples_per_s", "time")
+    return {name: score for name, score in epoch.items() if name not in others}

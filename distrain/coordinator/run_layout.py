@@ -1,5 +1,8 @@
 """What stands in a run's folder, and the states that its `status.json` knows."""
 
+import re
+from pathlib import Path
+
 JOB = "job.toml"
 STATUS = "status.json"
 RESULT = "model.safetensors"
@@ -11,3 +14,16 @@ LOCK = "lock"
 GENERATION = "generation"
 
 RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
+
+_CHECKPOINT = re.compile(r"step-(\d{9,})")
+
+
+def folder_name(step: int) -> str:
+    """The folder of the checkpoint after a number of steps; names sort as the steps do."""
+    return f"step-{step:09d}"
+
+
+def steps_in(root: Path) -> list[int]:
+    """The steps that `root` has checkpoints of, oldest first; only names are looked at."""
+    names = [path.name for path in root.iterdir()] if root.is_dir() else []
+    return sorted(int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name)))

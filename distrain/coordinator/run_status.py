@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import re
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from distrain.coordinator.log_tail import lines_from_end
+from distrain.coordinator.log_tail import lines_from_end, scores_in
 from distrain.coordinator.run_layout import (
     CHECKPOINTS,
     EVENTS,
@@ -18,13 +17,13 @@ from distrain.coordinator.run_layout import (
     RESULT,
     RUNNING,
     STATUS,
+    steps_in,
 )
 from distrain.errors import UsageError
 
 LOST = "lost"
 """A run that says it is running, and nothing on this machine runs it."""
 
-_CHECKPOINT = re.compile(r"step-(\d{9,})")
 _SPEED_STEPS = 50
 """Speed is that of so many last steps."""
 
@@ -103,11 +102,11 @@ def read_status(folder: Path) -> RunStatus:
         starts=int(told.get("starts", 0)),
         pid=int(told.get("pid", 0)),
         host=str(told.get("host", "")),
-        checkpoint_step=_newest_checkpoint(folder / CHECKPOINTS),
+        checkpoint_step=max(steps_in(folder / CHECKPOINTS), default=None),
         loss=last.get("loss"),
         steps_per_s=speed,
         seconds_left=max(0, planned - step) / speed if speed else None,
-        scores=_scores(epochs[0]) if epochs else {},
+        scores=scores_in(epochs[0]) if epochs else {},
         result=str(result) if result.is_file() else None,
     )
 
@@ -162,14 +161,3 @@ def _speed(steps: list[dict[str, Any]]) -> float | None:
         return None
     seconds = steps[0]["time"] - steps[-1]["time"]
     return float((len(steps) - 1) / seconds) if seconds > 0 else None
-
-
-def _scores(event: Mapping[str, Any]) -> dict[str, float | None]:
-    known = ("event", "epoch", "step", "seconds", "samples_per_s", "time")
-    return {name: score for name, score in event.items() if name not in known}
-
-
-def _newest_checkpoint(folder: Path) -> int | None:
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    steps = [int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name))]
-    return max(steps, default=None)

@@ -11,7 +11,7 @@ Pure arithmetic over positions in the epoch's order (rule 3); no rank enters wha
 from dataclasses import dataclass
 from typing import Literal
 
-from distrain.config import check_micro_batch
+from distrain.config import check_micro_batch, default_micro_batch
 from distrain.errors import ConfigError
 
 
@@ -127,3 +127,14 @@ class BatchPlan:
             f"{world_size} workers, but a global batch of {self.global_batch} has only {most} "
             f"micro-batches of {self.micro_batch}: {smaller}start at most {most} workers"
         )
+
+
+def plan_batches(
+    num_rows: int,
+    global_batch: int,
+    micro_batch: int | None,
+    last_batch: Literal["keep", "drop"] = "keep",
+) -> BatchPlan:
+    """The plan, with the default micro-batch where none is given; errors are `BatchPlan`'s."""
+    size = default_micro_batch(global_batch) if micro_batch is None else micro_batch
+    return BatchPlan(num_rows, global_batch, size, last_batch)

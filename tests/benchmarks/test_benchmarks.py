@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import billion_rows, digits_job, step_overhead
 from data_pipeline import Dataset
-from distrain.coordinator.checkpoint import steps_in
+from distrain.coordinator.run_layout import steps_in
 from distrain.parallel.world import join
 from tests.conftest import ROOT, clean_environment
 

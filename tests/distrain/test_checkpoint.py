@@ -16,10 +16,8 @@ from data_pipeline.errors import StorageError
 from distrain.coordinator.checkpoint import (
     CheckpointContents,
     DamagedCheckpointError,
-    folder_name,
     newest_checkpoint,
     read_checkpoint,
-    steps_in,
     write_checkpoint,
 )
 from distrain.coordinator.checkpointing import (
@@ -31,6 +29,7 @@ from distrain.coordinator.checkpointing import (
 from distrain.coordinator.early_stopping import Progress, Verdict
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.observers import EpochRecord
+from distrain.coordinator.run_layout import folder_name, steps_in
 from distrain.coordinator.run_state import RunState, load_optimizer, optimizer_tensors
 from distrain.errors import ConfigError
 

@@ -1,6 +1,5 @@
 """A disk that gets full under a run: a small real one, filled and emptied while the run goes on."""
 
-import hashlib
 import json
 import signal
 import subprocess
@@ -10,21 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
 from data_pipeline.errors import StorageError
-from distrain.coordinator.checkpoint import (
-    CheckpointContents,
-    newest_checkpoint,
-    read_checkpoint,
-    steps_in,
-)
+from distrain.coordinator.checkpoint import CheckpointContents, newest_checkpoint, read_checkpoint
 from distrain.coordinator.checkpointing import TRY_AGAIN_S, Checkpoint, CheckpointKeeper
+from distrain.coordinator.run_layout import steps_in
 from distrain.coordinator.run_state import RunState
 from tests.conftest import ROOT, clean_environment
+from tests.run_folders import events, result, told
 
 DISK_BYTES = 6 * 2**20
 EPOCHS, STEPS = 20, 120
@@ -135,24 +130,6 @@ def run_onto_full_disk(run: Run, disk: Path) -> None:
     fill(disk)  # the room that the failed one has given back
 
 
-def sha256(folder: Path) -> str:
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-
-def events(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-
-
-def told(folder: Path) -> list[dict[str, Any]]:
-    """What the log says of steps and epochs, without times."""
-    dropped = ("time", "seconds", "samples_per_s")
-    return [
-        {name: value for name, value in event.items() if name not in dropped}
-        for event in events(folder)
-        if event["event"] in ("step", "epoch")
-    ]
-
-
 def assert_nothing_half_written(folder: Path) -> None:
     """All that bears a checkpoint's name verifies, and nothing else lies beside it."""
     root = folder / "checkpoints"
@@ -174,7 +151,7 @@ def assert_goes_on_to_the_same_bits(digits: Path, folder: Path, outputs: Path, g
     with Run(digits, folder, outputs) as run:
         assert run.end() == 0, run.complained
         assert "going on after step" in run.said
-    assert sha256(folder) == sha256(good)
+    assert result(folder) == result(good)
     assert told(folder) == told(good)
 
 
@@ -192,7 +169,7 @@ def test_a_disk_that_is_full_for_a_while_costs_checkpoints_and_not_the_run(
     assert f"no checkpoint at step {before[-1] + 10}: cannot write {run.folder}" in said
     assert FULL in said
     assert "Traceback" not in run.complained
-    assert sha256(run.folder) == sha256(unbroken)
+    assert result(run.folder) == result(unbroken)
     assert told(run.folder) == told(unbroken), "the events of that time are not lost"
     kinds = [event["event"] for event in events(run.folder)]
     assert "checkpoint" in kinds[kinds.index("checkpoint_failed") :]

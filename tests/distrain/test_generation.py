@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import StorageError
-from distrain.coordinator.checkpoint import CheckpointContents, newest_checkpoint, steps_in
+from distrain.coordinator.checkpoint import CheckpointContents, newest_checkpoint
 from distrain.coordinator.checkpointing import Checkpoint, CheckpointKeeper
 from distrain.coordinator.generation import Generation, mark_in
-from distrain.coordinator.run_layout import GENERATION
+from distrain.coordinator.run_layout import GENERATION, steps_in
 from distrain.coordinator.run_state import RunState
 from distrain.errors import ConfigError
 

@@ -22,6 +22,7 @@ from distrain.errors import ConfigError
 from distrain.parallel.replicas import weights_digest
 from distrain.step import Columns, MicroBatchResult
 from tests.conftest import ROOT, Completed, clean_environment
+from tests.run_folders import events, told
 
 Run = Callable[..., Completed]
 
@@ -96,20 +97,6 @@ def fit(
         augment=[augment.Shift(1)],
     )
     return trainer
-
-
-def events(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-
-
-def told(folder: Path) -> list[dict[str, Any]]:
-    """What the log says of steps and epochs, without times."""
-    dropped = ("time", "seconds", "samples_per_s")
-    return [
-        {name: value for name, value in event.items() if name not in dropped}
-        for event in events(folder)
-        if event["event"] in ("step", "epoch")
-    ]
 
 
 @pytest.fixture(scope="module")

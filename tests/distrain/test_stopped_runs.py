@@ -16,12 +16,14 @@ from torch import nn
 
 import distrain
 from data_pipeline import Dataset, augment
-from distrain.coordinator.checkpoint import newest_checkpoint, steps_in
+from distrain.coordinator.checkpoint import newest_checkpoint
+from distrain.coordinator.run_layout import steps_in
 from distrain.coordinator.stops import WATCHED, InterruptedAgainError, StoppedError
 from distrain.errors import ConfigError
 from distrain.parallel.replicas import weights_digest
 from distrain.step import Columns, MicroBatchResult
 from tests.conftest import Completed, clean_environment
+from tests.run_folders import status, told
 
 STEPS_PER_EPOCH, EPOCHS, CHUNKS = 6, 3, 3
 LAST = STEPS_PER_EPOCH * EPOCHS
@@ -94,22 +96,6 @@ def fit(digits: Path, folder: Path | None, asks: Asks = nobody, **options: Any) 
         augment=[augment.Shift(1)],
     )
     return trainer
-
-
-def status(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "status.json").read_text())
-    return found
-
-
-def told(folder: Path) -> list[dict[str, Any]]:
-    """What the log says of steps and epochs, without times."""
-    dropped = ("time", "seconds", "samples_per_s")
-    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    return [
-        {name: value for name, value in event.items() if name not in dropped}
-        for event in events
-        if event["event"] in ("step", "epoch")
-    ]
 
 
 @pytest.fixture(scope="module")

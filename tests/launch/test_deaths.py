@@ -7,17 +7,8 @@ from pathlib import Path
 import psutil
 
 from tests.conftest import PROGRAMS
-from tests.programs.started import (
-    Started,
-    last_step,
-    named,
-    outcome,
-    random_moments,
-    status,
-    train,
-    train_faulty,
-    unbroken,
-)
+from tests.run_folders import last_step, named, outcome, status
+from tests.started import Started, random_moments, train, train_faulty, unbroken
 
 KILLS, MOST_STEPS_BETWEEN = 10, 20
 # Enough steps that no run ends before its last kill; how the weights go depends on none of this.

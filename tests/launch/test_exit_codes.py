@@ -12,17 +12,8 @@ import pytest
 
 from distrain.errors import ExitCode
 from tests.conftest import ROOT, Completed
-from tests.programs.started import (
-    FAULTY_STEPS,
-    JOB,
-    last_step,
-    named,
-    outcome,
-    status,
-    train,
-    train_faulty,
-    unbroken_faulty,
-)
+from tests.run_folders import last_step, named, outcome, status
+from tests.started import FAULTY_STEPS, JOB, train, train_faulty, unbroken_faulty
 
 Run = Callable[..., Completed]
 

@@ -6,15 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs.started import (
+from tests.run_folders import events, last_step, named, outcome, status
+from tests.started import (
     FAULTY_STEPS,
     Started,
-    events,
-    last_step,
-    named,
-    outcome,
     random_moments,
-    status,
     train,
     train_faulty,
     unbroken,

@@ -1,8 +1,6 @@
-"""Commands that a test interferes with, and what they leave. Not a program itself."""
+"""Commands under way that a test interferes with."""
 
 import functools
-import hashlib
-import json
 import os
 import random
 import re
@@ -14,11 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Self
 
 import psutil
 
 from tests.conftest import PROGRAMS, ROOT, clean_environment
+from tests.run_folders import Outcome, outcome
 
 JOB = ROOT / "examples" / "digits.toml"
 LIMIT_S = 120.0
@@ -166,54 +165,6 @@ def train_faulty(
     job.write_text(FAULTY_JOB.format(digits=digits))
     arguments = ("train", job, "--run.dir", folder, "--workers", workers, *more)
     return Started(*arguments, cwd=PROGRAMS, environment=environment)
-
-
-def events(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of the run's log; none where it has not begun."""
-    path = folder / "events.jsonl"
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def named(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The events of that name."""
-    return [event for event in events(folder) if event["event"] == name]
-
-
-def last_step(folder: Path) -> int:
-    """The newest step that the log tells of."""
-    return max((event["step"] for event in named(folder, "step")), default=0)
-
-
-def told(folder: Path) -> list[dict[str, Any]]:
-    """What the log says of steps and epochs, in its order, without times."""
-    dropped = ("time", "seconds", "samples_per_s")
-    return [
-        {name: value for name, value in event.items() if name not in dropped}
-        for event in events(folder)
-        if event["event"] in ("step", "epoch")
-    ]
-
-
-def status(folder: Path) -> dict[str, Any]:
-    """What `status.json` says."""
-    found: dict[str, Any] = json.loads((folder / "status.json").read_text())
-    return found
-
-
-def result(folder: Path) -> str:
-    """The SHA-256 of the result."""
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-
-
-Outcome = tuple[str, list[dict[str, Any]]]
-
-
-def outcome(folder: Path) -> Outcome:
-    """All that has to be the same whatever happened to a run."""
-    return result(folder), told(folder)
 
 
 @functools.cache

@@ -5,7 +5,7 @@ import json
 import math
 from pathlib import Path
 
-from distrain.coordinator.run_layout import DONE, RUNNING
+from distrain.coordinator.run_layout import DONE, RUNNING, STOPPED
 from distrain.coordinator.run_status import LOST, RunStatus, read_status
 
 
@@ -27,8 +27,10 @@ def _headline(status: RunStatus) -> str:
         return f"running on {status.host}, process {status.pid}"
     if status.state == LOST:
         return "lost: its processes have ended without a word"
-    reason = f": {status.reason}" if status.reason else ""
-    return f"{status.state}{reason} (exit code {status.exit_code})"
+    how = f"{status.state}: {status.reason}" if status.reason else status.state
+    if status.state == STOPPED and status.reason:
+        how = status.reason  # "stopped by SIGTERM" says it all
+    return f"{how} (exit code {status.exit_code})"
 
 
 def _details(status: RunStatus) -> list[str]:

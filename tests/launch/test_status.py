@@ -108,6 +108,12 @@ def test_a_failed_run_tells_why(tmp_path: Path, distrain: Run) -> None:
     assert "to go on: the same command again" in told
 
 
+def test_a_stopped_run_says_so_once(tmp_path: Path, distrain: Run) -> None:
+    write_run(tmp_path, "stopped", [step_event(5, 1.0)], reason="stopped by SIGTERM", exit_code=75)
+    told = distrain("status", tmp_path).stdout
+    assert told.startswith(f"{tmp_path}: stopped by SIGTERM (exit code 75)\n")
+
+
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"state": '])
 def test_a_folder_without_a_run_is_wrong_usage(
     tmp_path: Path, distrain: Run, content: str | None

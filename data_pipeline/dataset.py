@@ -1,7 +1,7 @@
 """A data set as training sees it: columns of rows that can be gathered by row number."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
+from data_pipeline.gather import Blocks
 from data_pipeline.manifest import Column, ColumnStatistics, Shard, read_manifest
-from data_pipeline.shards import map_shard, verify_shard
+from data_pipeline.ragged import Ragged
+from data_pipeline.shards import Values, map_shard, verify_shard
 from data_pipeline.statistics import column_statistics
 
 
@@ -52,19 +54,21 @@ class Dataset:
         if not manifest.parts[part].rows:
             raise DataError(f"part {part!r} of {root} has no rows: write the data set anew")
         mapped = [map_shard(root, shard, manifest.columns) for shard in self._shards]
-        self._set_blocks({name: [shard[name] for shard in mapped] for name in self.columns})
+        self._mapped = tuple(mapped)
+        self._set_blocks({name: [shard.columns[name] for shard in mapped] for name in self.columns})
 
     @classmethod
     def from_arrays(
         cls,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, Values | Sequence[str]],
         *,
         classes: Mapping[str, Sequence[str]] | None = None,
         name: str = "arrays",
     ) -> "Dataset":
         """A data set from arrays `(N, ...)` in memory, its statistics being those of the arrays.
 
-        Floating columns are kept as float32. `classes` makes an integer column `(N,)` a label.
+        Floating columns are kept as float32. `classes` makes an integer column `(N,)` a label;
+        `Ragged` rows make a sequence, a list of strings a text.
 
         Raises:
             DataError: the arrays differ in rows, a label lies outside of its classes, or `classes`
@@ -80,25 +84,35 @@ class Dataset:
             raise DataError(f"all arrays must have the same number of rows, these have {lengths}")
         dataset = cls.__new__(cls)
         described = {
-            key: _described(key, np.asarray(values), (classes or {}).get(key))
-            for key, values in arrays.items()
+            key: _described(key, values, (classes or {}).get(key)) for key, values in arrays.items()
         }
         dataset.name = name
         dataset.columns = {key: column for key, (column, _) in described.items()}
         dataset.part, dataset._root, dataset._shards = "arrays", None, ()
-        dataset._set_blocks({key: [rows] for key, (_, rows) in described.items()})
+        dataset._mapped = ()
+        dataset._set_blocks({key: [_frozen(rows)] for key, (_, rows) in described.items()})
         dataset.statistics = {
             key: column_statistics(column, rows) for key, (column, rows) in described.items()
         }
         digest = hashlib.sha256()
         for column, rows in described.values():
             digest.update(repr(column).encode())
-            digest.update(rows.tobytes())
+            for array in (rows.offsets, rows.values) if isinstance(rows, Ragged) else (rows,):
+                digest.update(array.tobytes())
         dataset.digest = digest.hexdigest()
         return dataset
 
-    def _set_blocks(self, blocks: dict[str, list[NDArray[Any]]]) -> None:
-        self._blocks = blocks
+    def _set_blocks(self, blocks: dict[str, list[Values]]) -> None:
+        self._blocks = {
+            name: Blocks([block for block in column if not isinstance(block, Ragged)])
+            for name, column in blocks.items()
+            if not self.columns[name].is_ragged
+        }
+        self._ragged = {
+            name: [block for block in column if isinstance(block, Ragged)]
+            for name, column in blocks.items()
+            if self.columns[name].is_ragged
+        }
         sizes = [len(block) for block in next(iter(blocks.values()), [])]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
         self.num_rows = int(self._starts[-1])
@@ -126,28 +140,79 @@ class Dataset:
             raise DataError(f"{self.name} has no column {name!r}; it has {list(self.columns)}")
         return self.columns[name]
 
-    def gather(self, name: str, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
-        """Copies rows of a column into `out` `(len(rows), *shape)`, straight from the map.
+    def blocks(self, name: str, rows: NDArray[np.int64]) -> Blocks:
+        """A column of fixed shape, to gather these rows from.
 
         Raises:
             IndexError: a row number lies outside of the data set.
-            DataError: there is no such column.
+            DataError: there is no such column, or its rows differ in length.
         """
-        self.column(name)
-        if not len(rows):
-            return
-        if rows.min() < 0 or rows.max() >= self.num_rows:
-            raise IndexError(f"{self.name}: rows must lie in [0, {self.num_rows})")
-        blocks = self._blocks[name]
-        # mode="clip" spares NumPy a buffered copy; the rows were checked above.
-        if len(blocks) == 1:
-            np.take(blocks[0], rows, axis=0, out=out, mode="clip")
-            return
+        if name not in self._blocks:
+            raise DataError(f"column {name!r} of {self.name} is {self.column(name).kind}")
+        self._check_rows(rows)
+        return self._blocks[name]
+
+    def gather(self, name: str, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Copies rows of a column of fixed shape into `out` `(len(rows), *shape)`, from the map.
+
+        Raises:
+            IndexError: a row number lies outside of the data set.
+            DataError: there is no such column, or its rows differ in length.
+        """
+        self.blocks(name, rows).copy(rows, out)
+
+    def ragged(
+        self, name: str, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[Ragged, NDArray[np.int64], NDArray[np.int64]]]:
+        """Rows of differing length, by shard: the shard's, row numbers in it, places in `rows`.
+
+        Raises:
+            IndexError: a row number lies outside of the data set.
+            DataError: there is no such column, or its rows are all of one shape.
+        """
+        if name not in self._ragged:
+            raise DataError(f"column {name!r} of {self.name} is {self.column(name).kind}")
+        self._check_rows(rows)
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(shard_of):
-            chosen = np.flatnonzero(shard_of == number)
-            local = rows[chosen] - self._starts[number]
-            out[chosen] = np.take(blocks[number], local, axis=0, mode="clip")
+            places = np.flatnonzero(shard_of == number)
+            yield self._ragged[name][number], rows[places] - self._starts[number], places
+
+    def _check_rows(self, rows: NDArray[np.int64]) -> None:
+        if len(rows) and (rows.min() < 0 or rows.max() >= self.num_rows):
+            raise IndexError(f"{self.name}: rows must lie in [0, {self.num_rows})")
+
+    def gather_padded(
+        self, name: str, rows: NDArray[np.int64], out: NDArray[Any], lengths: NDArray[np.int64]
+    ) -> None:
+        """Copies sequences or texts into `out` `(len(rows), T, *step)`, zeros behind each.
+
+        `lengths` `(len(rows),)` becomes the number of steps; what is longer than T is cut.
+
+        Raises:
+            IndexError: a row number lies outside of the data set, or a shard is damaged.
+            DataError: there is no such column.
+        """
+        for block, local, places in self.ragged(name, rows):
+            block.pad_into(local, places, out, lengths)
+
+    def encoded(self, name: str, rows: NDArray[np.int64]) -> list[memoryview]:
+        """The bytes of encoded pictures, views of the map.
+
+        Raises:
+            IndexError: a row number lies outside of the data set, or a shard is damaged.
+            DataError: there is no such column.
+        """
+        found = [memoryview(b"")] * len(rows)
+        for block, local, places in self.ragged(name, rows):
+            for place, row in zip(places.tolist(), local.tolist(), strict=True):
+                found[place] = block.row(row).data
+        return found
+
+    def give_back(self) -> None:
+        """Lets the system have the memory of what was read; reading on faults it in again."""
+        for shard in self._mapped:
+            shard.give_back()
 
     def verify(self, *, rank: int = 0, world_size: int = 1) -> None:
         """Compares every `world_size`-th shard from `rank` on with its digest.
@@ -160,21 +225,49 @@ class Dataset:
                 verify_shard(self._root, shard)
 
 
+def _frozen(rows: Values) -> Values:
+    """As read-only as a memory map: what is written to a batch never reaches the data."""
+    if isinstance(rows, Ragged):
+        return Ragged(*(_frozen_array(array) for array in (rows.offsets, rows.values)))
+    return _frozen_array(rows)
+
+
+def _frozen_array(array: NDArray[Any]) -> NDArray[Any]:
+    view = array.view()
+    view.setflags(write=False)
+    return view
+
+
 def _described(
-    name: str, values: NDArray[Any], classes: Sequence[str] | None
-) -> tuple[Column, NDArray[Any]]:
+    name: str, values: Values | Sequence[str], classes: Sequence[str] | None
+) -> tuple[Column, Values]:
+    if isinstance(values, Ragged):
+        longest = int(values.lengths.max(initial=0))
+        column = Column(
+            name=name,
+            kind="sequence",
+            dtype=str(values.values.dtype),
+            shape=values.step,
+            max_length=longest,
+        )
+        return column, values
+    if not isinstance(values, np.ndarray) and all(isinstance(value, str) for value in values):
+        texts = Ragged.of_bytes([value.encode() for value in values])
+        longest = int(texts.lengths.max(initial=0))
+        return Column(name=name, kind="text", dtype="uint8", max_length=longest), texts
+    array = np.asarray(values)
     if classes is not None:
-        if values.ndim != 1 or values.dtype.kind not in "iu":
+        if array.ndim != 1 or array.dtype.kind not in "iu":
             raise DataError(
                 f"label column {name!r} must be whole numbers of shape (N,), "
-                f"not {values.dtype} of shape {values.shape}"
+                f"not {array.dtype} of shape {array.shape}"
             )
-        values = values.astype(np.int64)
-        return Column(name=name, kind="label", dtype="int64", classes=tuple(classes)), values
-    if values.dtype.kind == "f":
-        values = values.astype(np.float32)
-    if values.dtype.kind not in "iufb":
-        raise DataError(f"column {name!r} has dtype {values.dtype}; numbers are wanted")
-    kind: Literal["tensor", "number"] = "tensor" if values.ndim > 1 else "number"
-    column = Column(name=name, kind=kind, dtype=str(values.dtype), shape=values.shape[1:])
-    return column, values.copy(order="C")
+        array = array.astype(np.int64)
+        return Column(name=name, kind="label", dtype="int64", classes=tuple(classes)), array
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32)
+    if array.dtype.kind not in "iufb":
+        raise DataError(f"column {name!r} has dtype {array.dtype}; numbers are wanted")
+    kind: Literal["tensor", "number"] = "tensor" if array.ndim > 1 else "number"
+    column = Column(name=name, kind=kind, dtype=str(array.dtype), shape=array.shape[1:])
+    return column, array.copy(order="C")

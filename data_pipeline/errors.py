@@ -11,3 +11,9 @@ class StorageError(Exception):
     """A file or folder could not be written (exit code 74)."""
 
     exit_code = 74
+
+
+class LostProcessError(Exception):
+    """A process that did a part of the work has ended before its time (exit code 69)."""
+
+    exit_code = 69

@@ -1,184 +1,185 @@
-"""From positions to batches: gathered, augmented, standardised in a thread, into reused buffers."""
+"""`for batch in loader`: a data set's batches for any PyTorch loop, in an exact global shuffle."""
 
-import queue
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import count
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Literal, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from data_pipeline import order as orders
-from data_pipeline.augment import Transform, apply
+from data_pipeline.augment.transform import Transform
 from data_pipeline.dataset import Dataset
-from data_pipeline.manifest import Column
-from data_pipeline.standardize import Standardization
+from data_pipeline.heads import Span
+from data_pipeline.on_device import OnDevice
+from data_pipeline.prefetch import Prefetcher
+from data_pipeline.recipe import Recipe
+from data_pipeline.sampling import Kind
+from data_pipeline.standardize import standardization
 
-
-class Order(Protocol):
-    """What stands at which position."""
-
-    def rows(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Row numbers at the positions [start, stop)."""
-        ...
-
-
-@dataclass(frozen=True)
-class Span:
-    """The positions [start, stop) of an epoch; `start == stop` is a batch without samples."""
-
-    epoch: int
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The samples of one span.
-
-    Attributes:
-        rows: Row numbers in the data set, `(B,)`.
-        columns: Tensors `(B, ...)` by column name. They lie in buffers that are used again: valid
-            until the next batch is asked for.
-    """
-
-    span: Span
-    rows: NDArray[np.int64]
-    columns: dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the rows of a data set become the columns of a batch.
-
-    Attributes:
-        columns: Names of the columns wanted.
-        shuffle: Whether an epoch's order is the permutation of (seed, epoch), or as stored.
-        augmented: The column that the transforms apply to.
-        transforms: Applied in turn to the raw values, before standardisation.
-        standardized: By column, the scaling to float32.
-    """
-
-    columns: tuple[str, ...]
-    seed: int = 0
-    shuffle: bool = False
-    augmented: str | None = None
-    transforms: Sequence[Transform] = ()
-    standardized: Mapping[str, Standardization] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Refuses transforms that would apply to nothing."""
-        if self.transforms and self.augmented not in self.columns:
-            raise ValueError(
-                f"transforms are given, but the column they apply to ({self.augmented!r}) is not "
-                f"among {self.columns}"
-            )
+MOST_THREADS = 4
+"""Threads that a loader takes unless told otherwise, where there are so many cores."""
 
 
 class Loader:
-    """Iterates over spans and prepares up to `depth` batches ahead, in order, in one thread.
+    """Batches of a data set, epoch after epoch: each `for` goes on to the end of an epoch.
 
-    An error in the thread is raised by the `next()` that would have given its batch.
+    A batch is a dict of tensors `(B, ...)` by column name. On a CPU they lie in buffers that are
+    used again: valid until the next batch, so `clone()` what is to be kept.
+
+    What a loader gives depends on the data set, the seed and the position alone: not on threads,
+    depth, or on how often it was stopped. Of W workers, each gets its share of every batch.
+    `state_dict()` is three whole numbers; a loader that takes them goes on at the very sample.
+
+    Attributes:
+        epoch: The epoch that the next batch belongs to, from 0.
+        position: The position in it of the next batch's first sample.
     """
+
+    epoch: int
+    position: int
 
     def __init__(
         self,
         dataset: Dataset,
-        recipe: Recipe,
-        spans: Iterable[Span],
+        batch_size: int,
         *,
-        max_rows: int,
+        columns: Sequence[str] | None = None,
+        inputs: str | None = None,
+        target: str | None = None,
+        sampling: Kind = "shuffled",
+        seed: int = 0,
+        transforms: Sequence[Transform] = (),
+        standardize: bool = True,
+        last_batch: Literal["keep", "drop"] = "keep",
+        micro_batch: int | None = None,
+        pad_to: Mapping[str, int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        threads: int | None = None,
         depth: int = 2,
-        pin_memory: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
-        """Starts the thread at once; `max_rows` is the longest span's length."""
-        if depth < 1:
-            raise ValueError(f"depth is {depth}; it must be 1 or more")
-        self._dataset, self._recipe, self._spans = dataset, recipe, spans
-        self._max_rows = max_rows
-        columns = {name: dataset.column(name) for name in recipe.columns}
-        # depth batches wait or are being made, one is in the consumer's hands.
-        self._free: queue.SimpleQueue[_Slot | None] = queue.SimpleQueue()
-        for _ in range(depth + 1):
-            self._free.put(_Slot(columns, recipe, max_rows, pin_memory))
-        self._ready: queue.SimpleQueue[tuple[Batch, _Slot] | Exception | None] = queue.SimpleQueue()
-        self._held: _Slot | None = None
-        self._closed = threading.Event()
-        self._order = _CachedOrder(dataset.num_rows, recipe)
-        self._thread = threading.Thread(target=self._work, name="distrain-loader", daemon=True)
-        self._thread.start()
+        """Describes the batches; nothing is read before the first is asked for.
 
-    def _work(self) -> None:
-        try:
-            for span in self._spans:
-                slot = self._free.get()
-                if slot is None or self._closed.is_set():
-                    break
-                self._ready.put((self._fill(slot, span), slot))
-            self._ready.put(None)
-        except Exception as error:  # noqa: BLE001 - handed to the consumer, which raises it
-            self._ready.put(error)
-
-    def _fill(self, slot: "_Slot", span: Span) -> Batch:
-        rows = self._order.rows(span)
-        if len(rows) > self._max_rows:
-            raise ValueError(f"{span} has more than the {self._max_rows} rows that buffers hold")
-        columns: dict[str, torch.Tensor] = {}
-        for name in self._recipe.columns:
-            raw = slot.raw[name][: len(rows)]
-            self._dataset.gather(name, rows, raw)
-            columns[name] = self._finish(slot, name, raw, span)
-        return Batch(span, rows, columns)
-
-    def _finish(self, slot: "_Slot", name: str, raw: NDArray[Any], span: Span) -> torch.Tensor:
-        recipe = self._recipe
-        if name == recipe.augmented and recipe.transforms and len(raw):
-            raw[...] = apply(
-                recipe.transforms,
-                raw,
-                seed=recipe.seed,
-                epoch=span.epoch,
-                first_position=span.start,
-            )
-        if name in recipe.standardized:
-            recipe.standardized[name].apply(raw, slot.scaled[name][: len(raw)])
-        return slot.tensors[name][: len(raw)]
-
-    def __iter__(self) -> Iterator[Batch]:
-        """The loader itself: it can be gone through once."""
-        return self
-
-    def __next__(self) -> Batch:
-        """The next span's batch; the one before is given up.
+        Args:
+            dataset: What to read.
+            batch_size: Samples of a batch of all workers together.
+            columns: Those wanted; all, unless given.
+            inputs: The column that is transformed and scaled: the first tensor, picture or
+                sequence, unless given.
+            target: The column to be learned, for transforms that change it and for "balanced"
+                sampling: the first label or else number, unless given.
+            sampling: "shuffled", "stored", "bootstrap" or "balanced".
+            seed: Of order and transforms.
+            transforms: Run on the inputs in turn.
+            standardize: Scale inputs of bytes and floats to mean 0 and deviation 1 by the training
+                part; without it bytes become float32 with their values.
+            last_batch: Keep an epoch's last batch, though it may be short, or drop a short one.
+            micro_batch: Batches are shared out to workers in runs of so many samples, and a
+                transform is given one run at a time; None shares single samples out, and gives a
+                transform all of a worker's.
+            pad_to: By sequence or text, the length to pad to.
+            rank: This worker, of `world_size`.
+            world_size: Workers that share each batch.
+            threads: Threads that prepare batches; as many as there are cores, at most 4, unless
+                given.
+            depth: Batches that are prepared ahead.
+            device: Where the tensors are to be.
 
         Raises:
-            StopIteration: all spans were served, or the loader was closed.
+            ValueError: an argument is out of its range.
+            DataError: the data set has no such column, or can't be made into batches.
         """
-        if self._held is not None:
-            self._free.put(self._held)
-            self._held = None
-        if self._closed.is_set():
-            raise StopIteration
-        ready = self._ready.get()
-        if ready is None or isinstance(ready, Exception):
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank}; it must lie in [0, world_size = {world_size})")
+        if depth < 1 or (threads is not None and threads < 1):
+            raise ValueError(f"depth is {depth} and threads is {threads}; both must be 1 or more")
+        if last_batch not in ("keep", "drop"):
+            raise ValueError(f'last_batch is {last_batch!r}; it can be "keep" or "drop"')
+        if last_batch == "drop" and dataset.num_rows < batch_size:
+            raise ValueError(
+                f"{dataset.name} has {dataset.num_rows} rows, fewer than a batch of {batch_size}: "
+                'lower batch_size, or let last_batch be "keep"'
+            )
+        names = tuple(dataset.columns) if columns is None else tuple(columns)
+        kinds = {name: dataset.column(name).kind for name in names}
+        inputs = inputs or _first(kinds, "tensor", "image", "sequence")
+        target = target or _first(kinds, "label", "number")
+        scaling = None if inputs is None else standardization(dataset, inputs, scaled=standardize)
+        self._dataset, self._batch_size = dataset, batch_size
+        self._rank, self._size = rank, world_size
+        self._unit, self._device = micro_batch or 1, torch.device(device)
+        self._recipe = Recipe(
+            columns=names,
+            seed=seed,
+            sampling=sampling,
+            inputs=inputs,
+            target=target,
+            transforms=tuple(transforms),
+            standardized={} if inputs is None or scaling is None else {inputs: scaling},
+            micro_batch=micro_batch,
+            pad_to=pad_to or {},
+        )
+        self._recipe.sampled(dataset)
+        self._threads, self._depth = threads or _default_threads(), depth
+        whole = dataset.num_rows // batch_size * batch_size
+        self._last = whole if last_batch == "drop" else dataset.num_rows
+        self.epoch = self.position = 0
+        self._open: OnDevice | None = None
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return (self._last + self._batch_size - 1) // self._batch_size
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The rest of the epoch; the next `for` has the next one.
+
+        The threads go on with the next epoch while its loop is not there yet. They end with
+        `close`, with the loader itself, and where a loop is left by `break` or an exception.
+        """
+        if self._open is None:
+            self._open = self._opened()
+        batches, epoch = self._open, self.epoch
+        try:
+            while self.epoch == epoch and self._open is batches:
+                batch = next(batches)
+                following = self.position + self._batch_size
+                ends = following >= self._last
+                self.epoch, self.position = (epoch + 1, 0) if ends else (epoch, following)
+                yield batch.columns
+        except BaseException:
             self.close()
-            if ready is None:
-                raise StopIteration
-            raise ready
-        batch, self._held = ready
-        return batch
+            raise
+
+    def _opened(self) -> OnDevice:
+        prefetcher = Prefetcher(
+            self._dataset,
+            self._recipe,
+            self._spans(self.epoch, self.position),
+            max_rows=self._most_rows(),
+            depth=self._depth,
+            threads=self._threads,
+            pin_memory=self._device.type == "cuda",
+        )
+        return OnDevice(prefetcher, self._device)
 
     def close(self) -> None:
-        """Ends the thread and waits for it; may be called more than once."""
-        self._closed.set()
-        self._free.put(None)
-        self._thread.join()
+        """Ends the threads and lets the buffers go; another `for` begins anew where it stands."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def __del__(self) -> None:
+        """The threads hold the buffers, and not the loader: without it they have no use."""
+        if getattr(self, "_open", None) is not None:
+            self.close()
 
     def __enter__(self) -> Self:
-        """For `with`: the loader is closed at the end of the block."""
+        """For `with`: it is closed at the end of the block."""
         return self
 
     def __exit__(
@@ -187,56 +188,71 @@ class Loader:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Closes the loader."""
+        """Closes it."""
         self.close()
 
+    def _spans(self, epoch: int, position: int) -> Iterator[Span]:
+        """This worker's spans from a position on, without end; they hold no loader."""
+        parts = partial(
+            _share,
+            last=self._last,
+            batch=self._batch_size,
+            unit=self._unit,
+            rank=self._rank,
+            size=self._size,
+        )
+        return _spans(parts, range(0, self._last, self._batch_size), epoch, position)
 
-class _Slot:
-    """Buffers for one batch: raw values as stored and, where a column is scaled, float32."""
+    def _most_rows(self) -> int:
+        units = -(-self._batch_size // self._unit)
+        return min(-(-units // self._size) * self._unit, self._dataset.num_rows)
 
-    def __init__(
-        self, columns: Mapping[str, Column], recipe: Recipe, max_rows: int, pin_memory: bool
-    ) -> None:
-        self.raw: dict[str, NDArray[Any]] = {}
-        self.scaled: dict[str, NDArray[np.float32]] = {}
-        self.tensors: dict[str, torch.Tensor] = {}
-        for name, column in columns.items():
-            shape = (max_rows, *column.shape)
-            # Torch's memory is aligned to 64 bytes, NumPy's is not, and alignment shows in bits.
-            raw = torch.zeros(shape, dtype=_torch_dtype(column.dtype))
-            final = torch.zeros(shape) if name in recipe.standardized else raw
-            if pin_memory:
-                final = final.pin_memory()
-                raw = raw if name in recipe.standardized else final
-            self.raw[name] = raw.numpy()
-            self.tensors[name] = final
-            if name in recipe.standardized:
-                self.scaled[name] = final.numpy()
+    def state_dict(self) -> dict[str, int]:
+        """Where it stands, and the seed that this is a place in the order of."""
+        return {"seed": self._recipe.seed, "epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Goes on there: the next `for` begins at that position.
+
+        Raises:
+            ValueError: the state is of another seed, or no batch begins there.
+        """
+        seed, epoch, position = (state[name] for name in ("seed", "epoch", "position"))
+        if seed != self._recipe.seed:
+            raise ValueError(f"the state is of seed {seed}, the loader's is {self._recipe.seed}")
+        if epoch < 0 or not 0 <= position < self._last or position % self._batch_size:
+            raise ValueError(
+                f"no batch of {self._batch_size} begins at position {position} of epoch {epoch}: "
+                f"an epoch has the positions [0, {self._last})"
+            )
+        self.close()
+        self.epoch, self.position = epoch, position
 
 
-def _torch_dtype(name: str) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, dtype=name)).dtype
+def _spans(
+    share: Callable[[int, int], Span], starts: range, epoch: int, position: int
+) -> Iterator[Span]:
+    """The shares of all batches from a position on, epoch after epoch."""
+    for number in count(epoch):
+        for start in starts[position // starts.step if number == epoch else 0 :]:
+            yield share(number, start)
 
 
-class _CachedOrder:
-    """The order of the epoch in hand, evaluated a block at a time: short calls cost most."""
+def _share(
+    epoch: int, start: int, *, last: int, batch: int, unit: int, rank: int, size: int
+) -> Span:
+    """A worker's positions of the batch that begins at `start`: consecutive whole units."""
+    num_samples = min(batch, last - start)
+    units = -(-num_samples // unit)
+    cuts = [units * worker // size * unit for worker in (rank, rank + 1)]
+    return Span(epoch, *(start + min(cut, num_samples) for cut in cuts))
 
-    def __init__(self, num_rows: int, recipe: Recipe) -> None:
-        self._num_rows, self._recipe = num_rows, recipe
-        self._epoch: int | None = None
-        self._first = self._last = 0
-        self._block = np.empty(0, dtype=np.int64)
-        self._order: Order = orders.SequentialOrder(num_rows)
 
-    def rows(self, span: Span) -> NDArray[np.int64]:
-        if not self._recipe.shuffle:
-            return self._order.rows(span.start, span.stop)
-        if span.epoch != self._epoch:
-            self._epoch, self._first, self._last = span.epoch, 0, 0
-            self._order = orders.ShuffledOrder(self._num_rows, self._recipe.seed, span.epoch)
-        orders.check_range(span.start, span.stop, self._num_rows)
-        if not self._first <= span.start <= span.stop <= self._last:
-            self._first = span.start
-            self._last = min(max(span.stop, span.start + orders.BLOCK), self._num_rows)
-            self._block = self._order.rows(self._first, self._last)
-        return self._block[span.start - self._first : span.stop - self._first]
+def _first(kinds: Mapping[str, str], *wanted: str) -> str | None:
+    """The first column of the first kind that there is, of those wanted."""
+    found = [name for kind in wanted for name in kinds if kinds[name] == kind]
+    return found[0] if found else None
+
+
+def _default_threads() -> int:
+    return max(1, min(MOST_THREADS, len(os.sched_getaffinity(0))))

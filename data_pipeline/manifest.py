@@ -11,7 +11,10 @@ from data_pipeline.durable import write_whole
 from data_pipeline.errors import DataError
 
 FILE_NAME = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+_BLANK_SEAL = "0" * 64
+_SEAL_KEY = b'"sha256": "'
 
 DTYPES = (
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -20,18 +23,38 @@ DTYPES = (
 """What a shard can hold; bool is not among them, since Arrow packs it into bits."""
 
 
+Kind = Literal["tensor", "number", "label", "image", "sequence", "text"]
+
+RAGGED_KINDS = ("image", "sequence", "text")
+"""Kinds whose rows differ in length."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column: `shape` is that of a single row, () for a number or label.
+    """One column. What its kind says of a row, and of `dtype` and `shape`:
 
-    A `label` holds indices into `classes`, a `number` one value a row, a `tensor` a fixed shape.
+    - `number`: one value; shape ().
+    - `label`: an index into `classes`; shape ().
+    - `tensor`: a fixed shape, such as (C, H, W) of a picture.
+    - `image`: an encoded picture (JPEG, PNG); dtype uint8, shape (channels,), any height and width.
+    - `sequence`: any number of steps, of shape `shape` each.
+    - `text`: UTF-8; dtype uint8, shape ().
+
+    `max_length` is that of the longest sequence or text (in bytes) of all parts: batches are
+    padded to it, so that a batch's shape depends on nothing but the data set.
     """
 
     name: str
-    kind: Literal["tensor", "number", "label"]
+    kind: Kind
     dtype: str
     shape: tuple[int, ...] = ()
     classes: tuple[str, ...] = ()
+    max_length: int = 0
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether rows differ in length."""
+        return self.kind in RAGGED_KINDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +83,20 @@ class Part:
 class ColumnStatistics:
     """What the training part says of a column.
 
-    `mean` and `std` (population, float64) have one entry a feature for shapes (F,) and (T, F),
-    one a channel for (C, H, W), one in all for a number, none for a label; `label_counts` has one
-    entry a class.
+    `mean`, `std` (population, float64), `least` and `greatest` have one entry a feature for shapes
+    (F,) and (T, F) and for the steps of sequences, one a channel for (C, H, W) and encoded
+    pictures, one in all for a number, none for a label or text; `label_counts` has one entry a
+    class. `count` is that of rows; `missing` counts values that are NaN, which no other entry
+    takes part in.
     """
 
     count: int
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    least: tuple[float, ...] = ()
+    greatest: tuple[float, ...] = ()
     label_counts: tuple[int, ...] = ()
+    missing: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +107,6 @@ class Manifest:
     columns: tuple[Column, ...]
     parts: dict[str, Part]
     statistics: dict[str, ColumnStatistics] = field(default_factory=dict)
-    version: int = FORMAT_VERSION
 
     @property
     def digest(self) -> str:
@@ -100,11 +127,17 @@ def check_column(column: Column) -> None:
         )
     if any(size < 1 for size in column.shape):
         raise DataError(f"column {column.name!r} has shape {column.shape}; sizes must be 1 or more")
-    if bool(column.shape) != (column.kind == "tensor"):
+    if column.kind != "sequence" and bool(column.shape) != (column.kind in ("tensor", "image")):
         raise DataError(
             f"column {column.name!r} is a {column.kind} of shape {column.shape}: "
-            "a tensor has a shape, a number or label has ()"
+            "a tensor has a shape, a number, label or text has ()"
         )
+    if column.kind == "image" and column.shape not in ((1,), (3,)):
+        raise DataError(
+            f"column {column.name!r} holds pictures of {column.shape} channels: (1,) or (3,) go"
+        )
+    if column.kind in ("image", "text") and column.dtype != "uint8":
+        raise DataError(f"column {column.name!r} is {column.kind} of {column.dtype}: give uint8")
     if column.kind == "label" and "int" not in column.dtype:
         raise DataError(f"column {column.name!r} is a label of {column.dtype}: give whole numbers")
 
@@ -116,14 +149,38 @@ class _Versioned:
     version: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Sealed:
+    """What stands in the file: the description, and the SHA-256 of the file's own bytes.
+
+    The bytes are those with the seal itself blank, so that a change of any of them is found, and
+    so that another version of the JSON library may lay the text out as it likes.
+    """
+
+    manifest: Manifest
+    sha256: str = _BLANK_SEAL
+    version: int = FORMAT_VERSION
+
+
+def _sealed(manifest: Manifest) -> bytes:
+    blank = msgspec.json.encode(_Sealed(manifest=manifest), order="deterministic")
+    text = msgspec.json.format(blank, indent=2) + b"\n"
+    return _with_seal(text, hashlib.sha256(text).hexdigest())
+
+
+def _with_seal(text: bytes, seal: str) -> bytes:
+    """The seal is the last but one entry of the file, whatever names the manifest holds."""
+    start = text.rindex(_SEAL_KEY) + len(_SEAL_KEY)
+    return text[:start] + seal.encode() + text[start + len(seal) :]
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes `manifest.json` into `folder`, whole or not at all."""
-    encoded = msgspec.json.encode(manifest, order="deterministic")
-    write_whole(folder / FILE_NAME, msgspec.json.format(encoded, indent=2) + b"\n")
+    write_whole(folder / FILE_NAME, _sealed(manifest))
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads and checks `manifest.json`.
+    """Reads and checks `manifest.json`: any byte of it that was changed is found.
 
     Raises:
         DataError: the folder or its manifest is missing, or the manifest is not a valid one.
@@ -131,7 +188,8 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.exists():
         raise DataError(
             f"no data set at {folder}: the folder does not exist; "
-            f"`distrain data make NAME {folder}` writes one of the bundled sets there"
+            f"`distrain data convert SRC {folder}` makes one of files, and "
+            f"`distrain data make NAME {folder}` writes a bundled one"
         )
     path = folder / FILE_NAME
     if not path.is_file():
@@ -145,11 +203,17 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{path} has format version {version}, this program reads {FORMAT_VERSION}: "
                 "use a matching version of distrain, or write the data set anew"
             )
-        manifest = msgspec.json.decode(content, type=Manifest)
-    except (OSError, msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        sealed = msgspec.json.decode(content, type=_Sealed)
+        whole = hashlib.sha256(_with_seal(content, _BLANK_SEAL)).hexdigest() == sealed.sha256
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError, ValueError) as error:
         raise DataError(f"{path} is not a valid manifest: {error}") from error
-    _check(path, manifest)
-    return manifest
+    if not whole:
+        raise DataError(
+            f"{path} was changed after it was written, or is damaged: its bytes are not those that "
+            "its own SHA-256 was taken of; restore the file, or write the data set anew"
+        )
+    _check(path, sealed.manifest)
+    return sealed.manifest
 
 
 def _check(path: Path, manifest: Manifest) -> None:

@@ -2,7 +2,11 @@
 
 import hashlib
 import math
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,23 +15,37 @@ from numpy.typing import NDArray
 from data_pipeline.durable import fsync_file
 from data_pipeline.errors import DataError, StorageError
 from data_pipeline.manifest import Column, Shard, check_column
+from data_pipeline.ragged import Ragged
+
+Values = NDArray[Any] | Ragged
+"""A column of some rows: an array `(N, *shape)`, or rows of differing length."""
 
 
 def arrow_type(column: Column) -> pa.DataType:
-    """The Arrow type that a column is kept as: a plain number, or a fixed-shape tensor of them."""
+    """The Arrow type that a column is kept as.
+
+    A plain number; a fixed-shape tensor; a list of numbers or of such tensors, bytes or a string,
+    each with offsets of 64 bits.
+    """
     check_column(column)
+    if column.kind == "image":
+        return pa.large_binary()
+    if column.kind == "text":
+        return pa.large_string()
     value = pa.from_numpy_dtype(np.dtype(column.dtype))
+    if column.kind == "sequence":
+        return pa.large_list(pa.list_(value, math.prod(column.shape)) if column.shape else value)
     return pa.fixed_shape_tensor(value, column.shape) if column.shape else value
 
 
 def write_shard(
-    root: Path, path: str, columns: tuple[Column, ...], rows: dict[str, NDArray[np.generic]]
+    root: Path, path: str, columns: tuple[Column, ...], rows: Mapping[str, Values]
 ) -> Shard:
-    """Writes rows, arrays `(N, *column.shape)`, as one uncompressed record batch in `root/path`.
+    """Writes rows, a column each, as one uncompressed record batch in `root/path`.
 
     One record batch a shard, so that a column is one contiguous block of the file.
     """
-    arrays = [_to_arrow(column, rows[column.name]) for column in columns]
+    arrays = [to_arrow(column, rows[column.name]) for column in columns]
     schema = pa.schema(
         [pa.field(column.name, arrow_type(column), nullable=False) for column in columns]
     )
@@ -47,34 +65,83 @@ def write_shard(
     )
 
 
-def check_rows(column: Column, values: NDArray[np.generic]) -> None:
+def check_rows(column: Column, values: Values) -> None:
     """Refuses rows that are not as their column says.
 
     Raises:
-        DataError: the dtype or the shape of a row differs.
+        DataError: the dtype or the shape of a row (of a step, for ragged rows) differs.
     """
     check_column(column)
-    if values.shape[1:] != column.shape or values.dtype != np.dtype(column.dtype):
+    if isinstance(values, Ragged) != column.is_ragged:
         raise DataError(
-            f"column {column.name!r} is declared as {column.dtype} of shape {column.shape}, but "
-            f"its rows are {values.dtype} of shape {values.shape[1:]}"
+            f"column {column.name!r} is declared as {column.kind}, but its rows are "
+            f"{'' if isinstance(values, Ragged) else 'not '}of differing length"
+        )
+    array = values.values if isinstance(values, Ragged) else values
+    shape = () if column.kind == "image" else column.shape
+    if array.shape[1:] != shape or array.dtype != np.dtype(column.dtype):
+        raise DataError(
+            f"column {column.name!r} is declared as {column.dtype} of shape {shape}, but "
+            f"its rows are {array.dtype} of shape {array.shape[1:]}"
         )
 
 
-def _to_arrow(column: Column, values: NDArray[np.generic]) -> pa.Array:
+def to_arrow(column: Column, values: Values) -> pa.Array:
+    """A column of some rows as Arrow keeps it.
+
+    Raises:
+        DataError: the rows are not as their column says.
+    """
     check_rows(column, values)
+    if isinstance(values, Ragged):
+        return _ragged_to_arrow(column, values)
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     if not column.shape:
         return flat
-    size = int(np.prod(column.shape))
-    storage = pa.FixedSizeListArray.from_arrays(flat, size)
+    storage = pa.FixedSizeListArray.from_arrays(flat, math.prod(column.shape))
     return pa.ExtensionArray.from_storage(arrow_type(column), storage)
 
 
-def map_shard(
-    root: Path, shard: Shard, columns: tuple[Column, ...]
-) -> dict[str, NDArray[np.generic]]:
-    """Memory-maps a shard: for each column a read-only view `(rows, *column.shape)` of the file.
+def _ragged_to_arrow(column: Column, values: Ragged) -> pa.Array:
+    offsets = np.ascontiguousarray(values.offsets)
+    flat = np.ascontiguousarray(values.values).reshape(-1)
+    if column.kind == "sequence":
+        items = pa.array(flat)
+        if column.shape:
+            items = pa.FixedSizeListArray.from_arrays(items, math.prod(column.shape))
+        return pa.LargeListArray.from_arrays(pa.array(offsets), items)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(flat)]
+    array = pa.Array.from_buffers(arrow_type(column), len(values), buffers)
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"column {column.name!r} holds what is no text in UTF-8: {error}"
+        ) from error
+    return array
+
+
+@dataclass(frozen=True)
+class MappedShard:
+    """A shard in the address space: by column a read-only view of the file.
+
+    Attributes:
+        columns: `(rows, *shape)` for fixed shapes, `Ragged` for the others.
+    """
+
+    columns: dict[str, Values]
+    _map: mmap.mmap
+
+    def give_back(self) -> None:
+        """Lets the system have the pages that were read; the next read faults them in again.
+
+        They stay in the file cache while there is room; what falls is this process's own share.
+        """
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def map_shard(root: Path, shard: Shard, columns: tuple[Column, ...]) -> MappedShard:
+    """Memory-maps a shard; nothing is read yet but its ends.
 
     Raises:
         DataError: the file is missing, is no Arrow file, or holds other columns or rows.
@@ -83,7 +150,9 @@ def map_shard(
     if not file.is_file():
         raise DataError(f"shard {file} is missing; the manifest lists it")
     try:
-        batch = pa.ipc.open_file(pa.memory_map(str(file), "r")).get_batch(0)
+        with file.open("rb") as handle:
+            mapped = mmap.mmap(handle.fileno(), 0, prot=mmap.PROT_READ)
+        batch = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).get_batch(0)
         batch.validate()  # lengths and offsets out of a damaged header would end the process
         names = batch.schema.names
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -93,21 +162,42 @@ def map_shard(
     for column in columns:
         if names.count(column.name) != 1:
             raise DataError(f"shard {file} has the columns {names}, but not one {column.name!r}")
-    return {column.name: _view(file, batch, column) for column in columns}
+    return MappedShard({column.name: view_of(file, batch, column) for column in columns}, mapped)
 
 
-def _view(file: Path, batch: pa.RecordBatch, column: Column) -> NDArray[np.generic]:
+def view_of(file: Path, batch: pa.RecordBatch, column: Column) -> Values:
+    """A column of a record batch, without a copy.
+
+    Raises:
+        DataError: it is of another type, or lacks values; the message names the file.
+    """
     array = batch.column(column.name)
     if array.type != arrow_type(column) or array.null_count:
         raise DataError(
             f"shard {file}: column {column.name!r} is {array.type} with {array.null_count} nulls, "
             f"the manifest says {arrow_type(column)} without nulls"
         )
+    if column.is_ragged:
+        return _ragged_view(file, array, column)
     values = array.storage.flatten() if column.shape else array
     if values.null_count or len(values) != batch.num_rows * math.prod(column.shape):
         raise DataError(f"shard {file}: column {column.name!r} lacks values")
-    view: NDArray[np.generic] = values.to_numpy(zero_copy_only=True)
+    view: NDArray[Any] = values.to_numpy(zero_copy_only=True)
     return view.reshape(batch.num_rows, *column.shape)
+
+
+def _ragged_view(file: Path, array: pa.Array, column: Column) -> Ragged:
+    offsets = np.frombuffer(array.buffers()[1], np.int64, len(array) + 1)
+    if column.kind != "sequence":
+        data = array.buffers()[2]
+        content = np.empty(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
+        return Ragged(offsets, content)
+    items = array.values
+    flat = items.flatten() if column.shape else items
+    if items.null_count or flat.null_count or len(flat) != len(items) * math.prod(column.shape):
+        raise DataError(f"shard {file}: column {column.name!r} lacks values")
+    view: NDArray[Any] = flat.to_numpy(zero_copy_only=True)
+    return Ragged(offsets, view.reshape(len(items), *column.shape))
 
 
 def file_sha256(file: Path) -> str:

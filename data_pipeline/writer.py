@@ -1,16 +1,15 @@
 """Writes a data set: its parts as Arrow shards, its statistics, its manifest."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from data_pipeline.conversion.parts import check_part_name
 from data_pipeline.durable import new_folder
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Column, ColumnStatistics, Manifest, Part, write_manifest
-from data_pipeline.shards import check_rows, write_shard
+from data_pipeline.ragged import Ragged
+from data_pipeline.shards import Values, check_rows, write_shard
 from data_pipeline.statistics import column_statistics
 
 SHARD_BYTES = 64 * 2**20
@@ -21,13 +20,14 @@ def write_dataset(
     folder: str | Path,
     name: str,
     columns: Sequence[Column],
-    parts: Mapping[str, Mapping[str, NDArray[Any]]],
+    parts: Mapping[str, Mapping[str, Values]],
     *,
     rows_per_shard: int | None = None,
 ) -> Manifest:
     """Writes arrays `(N, *shape)` by part and column as a data set that is there whole or not.
 
-    Statistics are those of the part `train` (of the first part, where none is called so).
+    Rows of differing length come as `Ragged`, and the greatest length is found here. Statistics
+    are those of the part `train` (of the first part, where none is called so).
 
     Raises:
         DataError: the folder exists, a part has no rows or a name that no folder can have, arrays
@@ -38,6 +38,7 @@ def write_dataset(
     if not parts:
         raise DataError(f"{name}: a data set needs at least one part")
     statistics = {part: _checked(part, described, rows) for part, rows in parts.items()}
+    described = tuple(_with_length(column, list(parts.values())) for column in described)
     if rows_per_shard is not None and rows_per_shard < 1:
         raise DataError(f"rows_per_shard is {rows_per_shard}; it must be 1 or more")
     with new_folder(Path(folder)) as aside:
@@ -56,11 +57,10 @@ def write_dataset(
 
 
 def _checked(
-    part: str, columns: tuple[Column, ...], rows: Mapping[str, NDArray[Any]]
+    part: str, columns: tuple[Column, ...], rows: Mapping[str, Values]
 ) -> dict[str, ColumnStatistics]:
     """The statistics of a part that can be written."""
-    if part in {"", ".", ".."} or "/" in part:
-        raise DataError(f"{part!r} cannot be a part's name: it is also that of its folder")
+    check_part_name(part)
     names = [column.name for column in columns]
     if len(set(names)) != len(names) or set(names) != set(rows):
         raise DataError(f"part {part!r} has the columns {list(rows)}, but {names} are declared")
@@ -77,17 +77,28 @@ def _checked(
         raise DataError(f"part {part!r}: {error}") from error
 
 
+def _with_length(column: Column, parts: Sequence[Mapping[str, Values]]) -> Column:
+    if column.kind not in ("sequence", "text"):
+        return column
+    ragged = [values for rows in parts if isinstance(values := rows[column.name], Ragged)]
+    return replace(column, max_length=max(int(rows.lengths.max()) for rows in ragged))
+
+
+def _cut(values: Values, start: int, stop: int) -> Values:
+    return values.slice(start, stop) if isinstance(values, Ragged) else values[start:stop]
+
+
 def _write_part(
     root: Path,
     part: str,
     columns: tuple[Column, ...],
-    rows: Mapping[str, NDArray[Any]],
+    rows: Mapping[str, Values],
     rows_per_shard: int | None,
 ) -> Part:
     num_rows = len(rows[columns[0].name])
     if rows_per_shard is None:
-        row_bytes = sum(rows[column.name][:1].nbytes for column in columns)
-        rows_per_shard = max(1, SHARD_BYTES // row_bytes)
+        row_bytes = sum(rows[column.name].nbytes for column in columns) / num_rows
+        rows_per_shard = max(1, int(SHARD_BYTES / row_bytes))
     cuts = range(0, num_rows, rows_per_shard)
     return Part(
         shards=tuple(
@@ -96,7 +107,7 @@ def _write_part(
                 f"{part}/{number:05d}.arrow",
                 columns,
                 {
-                    key: np.asarray(values[start : start + rows_per_shard])
+                    key: _cut(values, start, min(start + rows_per_shard, num_rows))
                     for key, values in rows.items()
                 },
             )

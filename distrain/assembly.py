@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from data_pipeline.dataset import Dataset
-from data_pipeline.loader import Loader, Recipe, Span
+from data_pipeline.heads import Span
+from data_pipeline.on_device import OnDevice
+from data_pipeline.prefetch import Prefetcher
+from data_pipeline.recipe import Recipe
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.metrics import MetricSet
 from distrain.parallel.split import BatchPlan
@@ -31,8 +34,8 @@ class Assembly:
     step: TrainingStep
     evaluate: Callable[[Callable[[], int]], LedgerTotals] | None
 
-    def batches(self, steps: range, depth: int) -> Loader:
-        """This worker's samples of some steps, `depth` batches prepared ahead."""
+    def batches(self, steps: range, depth: int, threads: int = 1) -> OnDevice:
+        """This worker's samples of some steps, on its device, `depth` batches prepared ahead."""
         rank, size = self.world.rank, self.world.size
         plan = self.plan
 
@@ -41,11 +44,13 @@ class Assembly:
                 batch = plan.batch(number)
                 yield Span(batch.epoch, *batch.positions(batch.owned(rank, size)))
 
-        return Loader(
+        prefetcher = Prefetcher(
             self.train,
             self.recipe,
             spans(),
             max_rows=min(-(-plan.num_micro_batches // size) * plan.micro_batch, plan.num_rows),
             depth=depth,
+            threads=threads,
             pin_memory=self.world.device.type == "cuda",
         )
+        return OnDevice(prefetcher, self.world.device)

@@ -116,17 +116,25 @@ class DataConfig:
     """Part to evaluate on after each epoch."""
     standardize: bool = True
     """Scale uint8 and float inputs by the training part's mean and standard deviation."""
+    prepare: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Transforms of all inputs, in order, those of the validation part as well, such as resize."""
     augment: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Transforms of the training inputs, in order: shift (pixels, fill), flip (probability)."""
+    """Transforms of the training samples, in order, such as shift (pixels, fill) and flip."""
+    sampling: Literal["shuffled", "bootstrap", "balanced"] = "shuffled"
+    """Each sample once an epoch, as many drawn with replacement, or all classes equally often."""
     verify: bool = True
     """Compare every shard with its SHA-256 before training."""
     prefetch: int = 2
     """Batches that the loader prepares ahead."""
+    threads: int = 1
+    """Threads of each worker that prepare batches; no part of the result."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
         if not 1 <= self.prefetch <= MOST_PREFETCH:
             raise ConfigError(f"data.prefetch is {self.prefetch}; give 1 to {MOST_PREFETCH}")
+        if not 1 <= self.threads <= MOST_PREFETCH:
+            raise ConfigError(f"data.threads is {self.threads}; give 1 to {MOST_PREFETCH}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,10 @@ from contextlib import contextmanager
 import torch
 
 from data_pipeline.dataset import Dataset
-from data_pipeline.loader import Loader, Recipe, Span
+from data_pipeline.heads import Span
+from data_pipeline.on_device import OnDevice
+from data_pipeline.prefetch import Prefetcher
+from data_pipeline.recipe import Recipe
 from distrain.coordinator.ledger import Ledger, LedgerTotals
 from distrain.coordinator.metrics import MetricSet
 from distrain.coordinator.stops import StopAskedError
@@ -121,13 +124,14 @@ class Evaluation:
         owned = owned_range(_num_chunks(dataset), world.rank, world.size)
         spans = [Span(0, chunk * ROWS, min((chunk + 1) * ROWS, size)) for chunk in owned]
         pin = world.device.type == "cuda"
-        with Loader(dataset, recipe, spans, max_rows=ROWS, pin_memory=pin) as loader:
+        prefetcher = Prefetcher(dataset, recipe, spans, max_rows=ROWS, pin_memory=pin)
+        with OnDevice(prefetcher, world.device) as batches:
 
             def chunks() -> Iterator[Columns]:
-                for batch in loader:
+                for batch in batches:
                     number = batch.span.start // ROWS
                     seed_generators(evaluation_seed(self._seed, number), world.device)
-                    yield to_device(batch.columns, world.device)
+                    yield batch.columns
 
             with evaluation_mode(self._model):
                 yield chunks()
@@ -150,16 +154,6 @@ class Evaluation:
         received = world.communicator.all_gather(send.view(-1).view(torch.uint8)).cpu()
         received = received.view(dtype).view(world.size, *send.shape)
         return torch.cat([rows[:count] for rows, count in zip(received, counts, strict=True)])
-
-
-def to_device(columns: Columns, device: torch.device) -> Columns:
-    """The columns on the device; on a CPU they are passed on as they are.
-
-    The copy is finished on return, since the loader fills its buffers again.
-    """
-    if device.type == "cpu":
-        return columns
-    return {name: column.to(device) for name, column in columns.items()}
 
 
 def _num_chunks(dataset: Dataset) -> int:

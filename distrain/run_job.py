@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from data_pipeline import augment
-from data_pipeline.augment import Transform
+from data_pipeline.augment.registry import TRANSFORMS
+from data_pipeline.augment.transform import Cropping, Transform
+from data_pipeline.batches import BatchBuilder
 from data_pipeline.dataset import Dataset
 from data_pipeline.manifest import Column
+from data_pipeline.recipe import Recipe
 from distrain.config import (
     Job,
     OptimizerConfig,
@@ -29,11 +31,6 @@ from distrain.parallel.split import plan_batches
 from distrain.trainer import Trainer
 
 _MODELS: dict[str, Callable[..., torch.nn.Module]] = {"mlp": models.mlp, "cnn": models.cnn}
-
-_TRANSFORMS: dict[str, Callable[..., Transform]] = {
-    "shift": augment.Shift,
-    "flip": augment.Flip,
-}
 
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -62,6 +59,7 @@ def run_job(job: Job, *, fresh: bool = False) -> History:
         validation,
         epochs=job.training.epochs,
         prefetch=job.data.prefetch,
+        threads=job.data.threads,
         **job_batches(job),
     )
 
@@ -78,7 +76,8 @@ def job_batches(job: Job) -> dict[str, Any]:
         "global_batch": job.training.global_batch,
         "micro_batch": job.training.micro_batch,
         "last_batch": job.training.last_batch,
-        "augment": make_transforms(job.data.augment),
+        "augment": make_transforms("data.augment", job.data.augment),
+        "sampling": job.data.sampling,
         "verify": job.data.verify,
     }
 
@@ -92,7 +91,7 @@ def job_trainer(job: Job, train: Dataset, *, fresh: bool = False) -> Trainer:
     inputs, target = train.column(job.data.inputs), train.column(job.data.target)
     early = job.early_stopping
     return Trainer(
-        model=_model_source(job, inputs, target),
+        model=_model_source(job, _input_shape(job, train), target),
         loss=_loss(job, target),
         optimizer=partial(make_optimizer, job.optimizer),
         inputs=inputs.name,
@@ -109,6 +108,7 @@ def job_trainer(job: Job, train: Dataset, *, fresh: bool = False) -> Trainer:
             early.monitor, early.patience, early.min_delta, early.mode, early.restore_best
         ),
         checkpoint=Checkpoint(**dataclasses.asdict(job.checkpoint)),
+        prepare=make_transforms("data.prepare", job.data.prepare),
         standardize=job.data.standardize,
         compute_threads=job.run.compute_threads,
         deterministic=job.run.deterministic,
@@ -164,19 +164,17 @@ def make_schedule(config: ScheduleConfig, total_steps: int) -> schedules.Schedul
     return schedules.Constant()
 
 
-def make_transforms(config: dict[str, dict[str, Any]]) -> list[Transform]:
-    """The transforms that `[data.augment.NAME]` tables name, in their order.
+def make_transforms(where: str, config: dict[str, dict[str, Any]]) -> list[Transform]:
+    """The transforms that `[data.augment.NAME]` or `[data.prepare.NAME]` tables name, in order.
 
     Raises:
         ConfigError: a name is unknown, or an option is not one of the transform's.
     """
     made: list[Transform] = []
     for name, options in config.items():
-        if name not in _TRANSFORMS:
-            raise ConfigError(
-                f"unknown transform data.augment.{name}: {near_names(name, _TRANSFORMS)}"
-            )
-        made.append(_call(f"data.augment.{name}", _TRANSFORMS[name], options))
+        if name not in TRANSFORMS:
+            raise ConfigError(f"unknown transform {where}.{name}: {near_names(name, TRANSFORMS)}")
+        made.append(_call(f"{where}.{name}", TRANSFORMS[name], options))
     return made
 
 
@@ -210,11 +208,24 @@ def _loss(job: Job, target: Column) -> torch.nn.Module:
     return torch.nn.MSELoss()
 
 
-def _model_source(job: Job, inputs: Column, target: Column) -> Callable[[], torch.nn.Module]:
+def _input_shape(job: Job, train: Dataset) -> tuple[int, ...]:
+    """The shape of one input as the model gets it: a crop or a resize changes the column's own."""
+    prepare = make_transforms("data.prepare", job.data.prepare)
+    crops = make_transforms("data.augment", job.data.augment)[:1]
+    if not prepare and crops and isinstance(crops[0], Cropping):
+        prepare = crops
+    name = job.data.inputs
+    recipe = Recipe(columns=(name,), inputs=name, transforms=tuple(prepare))
+    return BatchBuilder(train, recipe).shape(name)
+
+
+def _model_source(
+    job: Job, input_shape: tuple[int, ...], target: Column
+) -> Callable[[], torch.nn.Module]:
     function = _MODELS.get(job.model.build) or _imported(job.model.build)
     one_number = job.loss.name != "cross_entropy"
     offered = {
-        "input_shape": inputs.shape,
+        "input_shape": input_shape,
         "num_outputs": None if one_number else len(target.classes),
     }
     if not one_number and not target.classes:

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from data_pipeline.loader import Batch
+from data_pipeline.batches import Batch
 from distrain.assembly import Assembly
 from distrain.coordinator.early_stopping import EarlyStopping, judge
 from distrain.coordinator.observers import EpochRecord
 from distrain.coordinator.recording import Recording
 from distrain.coordinator.run_state import RunState
 from distrain.coordinator.stops import StopAskedError
-from distrain.evaluate import to_device
 from distrain.step import check_finite
 
 
@@ -22,7 +21,7 @@ class TrainingLoop:
     """What the steps of a run go through, on one worker.
 
     Attributes:
-        batches: This worker's samples of each step that is left.
+        batches: This worker's samples of each step that is left, on its device.
         raised: What asks this worker to stop, 0 for nothing.
     """
 
@@ -51,7 +50,7 @@ class TrainingLoop:
         while not state.stopped and (state.step < last_step or state.totals is not None):
             if not state.ends_epoch(steps_per_epoch):
                 batch = parts.plan.batch(state.step)
-                columns = to_device(next(self.batches).columns, parts.world.device)
+                columns = next(self.batches).columns
                 result = parts.step(batch, columns, self.raised)
                 state, seen = state.after_step(result.totals), seen + batch.num_samples
                 recording.step(result, state)

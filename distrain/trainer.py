@@ -1,6 +1,7 @@
 """The trainer: what a person gives, checked and put together for the loop."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -9,8 +10,8 @@ import torch
 
 from data_pipeline.augment import Transform
 from data_pipeline.dataset import Dataset
-from data_pipeline.loader import Recipe
-from data_pipeline.order import ShuffledOrder
+from data_pipeline.recipe import Recipe, training_transforms
+from data_pipeline.sampling import Sampling
 from data_pipeline.standardize import Standardization, standardization
 from distrain.assembly import Assembly
 from distrain.coordinator.checkpointing import Checkpoint
@@ -66,6 +67,7 @@ class Trainer:
         early_stopping: EarlyStopping | None = None,
         checkpoint: Checkpoint | None = Checkpoint(),  # noqa: B008 - it is frozen
         micro_batch_step: MicroBatchStep | None = None,
+        prepare: Sequence[Transform] = (),
         standardize: bool = True,
         compute_threads: int = 1,
         deterministic: bool = True,
@@ -95,6 +97,7 @@ class Trainer:
             checkpoint: When the run's state is written to its folder; None for never.
             micro_batch_step: `(model, columns) -> (loss sum, weight, outputs)` instead of
                 `loss(model(columns[inputs]), columns[target])`; it gets all columns.
+            prepare: Transforms of all inputs, those that are evaluated or predicted as well.
             standardize: Scale uint8 and float inputs by the training part's mean and std.
             compute_threads: Threads of a worker on a CPU; part of the result.
             deterministic: Deterministic kernels only; an operation that has none is an error.
@@ -132,6 +135,7 @@ class Trainer:
         self._metrics, self._schedule = tuple(metrics), schedule or Constant()
         self._clip, self._early_stopping = Clip(clip_value, clip_norm), early_stopping
         self._standardize, self._scaling = standardize, dict[str, Standardization]()
+        self._prepare = tuple(prepare)
         self._folder, self._fresh, self._progress = run, fresh, progress
         self._checkpoint, self._max_time_s, self._grace_s = checkpoint, max_time_s, grace_s
         self._job = job or {}
@@ -139,6 +143,7 @@ class Trainer:
             "seed": seed,
             "inputs": inputs,
             "target": target,
+            "prepare": [describe(transform) for transform in self._prepare],
             "standardize": standardize,
             "loss": self._loss.description,
             "micro_batch_step": describe(micro_batch_step),
@@ -169,8 +174,10 @@ class Trainer:
         micro_batch: int | None = None,
         last_batch: Literal["keep", "drop"] = "keep",
         augment: Sequence[Transform] = (),
+        sampling: Literal["shuffled", "bootstrap", "balanced"] = "shuffled",
         verify: bool = True,
         prefetch: int = 2,
+        threads: int = 1,
     ) -> History:
         """Trains for some epochs, evaluating after each; returns what the epochs brought.
 
@@ -185,9 +192,13 @@ class Trainer:
             micro_batch: Samples of one forward pass; it divides `global_batch`. Part of the
                 result. By default the largest divisor up to 32.
             last_batch: What becomes of an epoch's last batch if it is short.
-            augment: Transforms of the training inputs' raw values.
+            augment: Transforms of the training samples, run after those of `prepare`; one that
+                begins with a crop, such as RandomResizedCrop, takes their place.
+            sampling: Whether an epoch has each sample once, as many as there are drawn with
+                replacement, or of all classes equally many.
             verify: Compare all shards with their digests first.
             prefetch: Batches that the loader prepares ahead.
+            threads: Threads that prepare them; no part of the result.
 
         Raises:
             ConfigError: the sizes don't fit each other, the data or the number of workers.
@@ -206,6 +217,7 @@ class Trainer:
             micro_batch=micro_batch,
             last_batch=last_batch,
             augment=augment,
+            sampling=sampling,
             verify=verify,
         )
         plan, step, optimizer = parts.plan, parts.step, parts.step.optimizer
@@ -221,7 +233,7 @@ class Trainer:
             state, best = recording.take_up(self.model, optimizer, last)
             recording.begin(plan, epochs, self._checkpoint)
             with self._stop_watch(recording, step) as watch:
-                with parts.batches(range(state.step, last), prefetch) as batches:
+                with parts.batches(range(state.step, last), prefetch, threads) as batches:
                     loop = TrainingLoop(
                         model=self.model,
                         parts=parts,
@@ -249,6 +261,7 @@ class Trainer:
         micro_batch: int | None = None,
         last_batch: Literal["keep", "drop"] = "keep",
         augment: Sequence[Transform] = (),
+        sampling: Literal["shuffled", "bootstrap", "balanced"] = "shuffled",
         verify: bool = True,
     ) -> Assembly:
         """Puts a training's parts together without starting it; arguments and errors are `fit`'s.
@@ -261,6 +274,7 @@ class Trainer:
         plan = plan_batches(train.num_rows, global_batch, micro_batch, last_batch)
         plan.check_world_size(self._world.size)
         self._scaling = self._scaling_by(train)
+        self._prepare = self._recipe(train).fitted(train).transforms
         metrics = self._metric_set(train)
         self._check_monitor(metrics, validation)
         for dataset in filter(None, (train, validation)):
@@ -268,13 +282,19 @@ class Trainer:
             if verify:
                 dataset.verify(rank=self._world.rank, world_size=self._world.size)
         self.optimizer = checked_optimizer(self._make_optimizer, self.model)
+        recipe = replace(
+            self._recipe(train),
+            sampling=sampling,
+            transforms=training_transforms(self._prepare, augment),
+            micro_batch=plan.micro_batch,
+        )
         return Assembly(
             world=self._world,
             train=train,
             plan=plan,
-            recipe=self._recipe(train, shuffle=True, transforms=tuple(augment)),
+            recipe=recipe.fitted(train),
             metrics=metrics,
-            step=self._training_step(self.optimizer, plan, metrics),
+            step=self._training_step(self.optimizer, plan, metrics, recipe.sampled(train)),
             evaluate=None if validation is None else partial(self._evaluate, validation, metrics),
         )
 
@@ -309,23 +329,16 @@ class Trainer:
         """A standard step without its loss: a prediction needs no target."""
         return torch.zeros(()), 0.0, model(columns[self._inputs])
 
-    def _recipe(
-        self,
-        dataset: Dataset,
-        *,
-        columns: tuple[str, ...] | None = None,
-        shuffle: bool = False,
-        transforms: tuple[Transform, ...] = (),
-    ) -> Recipe:
-        """How batches are made; a `micro_batch_step` may want any column and gets all."""
+    def _recipe(self, dataset: Dataset, *, columns: tuple[str, ...] | None = None) -> Recipe:
+        """How a data set's rows are read; a `micro_batch_step` may want any column and gets all."""
         if self._own_step is not None:
             columns = tuple(dataset.columns)
         return Recipe(
             columns=columns or (self._inputs, self._target),
             seed=self._seed,
-            shuffle=shuffle,
-            augmented=self._inputs,
-            transforms=transforms,
+            inputs=self._inputs,
+            target=self._target,
+            transforms=self._prepare,
             standardized=self._scaling or self._scaling_by(dataset),
         )
 
@@ -362,7 +375,11 @@ class Trainer:
                 rule.check(known)
 
     def _training_step(
-        self, optimizer: torch.optim.Optimizer, plan: BatchPlan, metrics: MetricSet
+        self,
+        optimizer: torch.optim.Optimizer,
+        plan: BatchPlan,
+        metrics: MetricSet,
+        sampling: Sampling,
     ) -> TrainingStep:
         return TrainingStep(
             self.model,
@@ -375,7 +392,5 @@ class Trainer:
             global_batch=plan.global_batch,
             schedule=self._schedule,
             clip=self._clip,
-            rows_at=lambda epoch, start, stop: ShuffledOrder(plan.num_rows, self._seed, epoch).rows(
-                start, stop
-            ),
+            rows_at=lambda epoch, start, stop: sampling.order(epoch).rows(start, stop),
         )

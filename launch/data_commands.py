@@ -1,4 +1,4 @@
-"""`distrain data`: make, inspect, verify."""
+"""`distrain data`: make, inspect, verify; conversion has a room of its own."""
 
 from pathlib import Path
 
@@ -6,9 +6,10 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.manifest import Column, ColumnStatistics, Manifest, read_manifest
-from data_pipeline.shards import map_shard, verify_shard
+from data_pipeline.verify import verify_folder
 
 _SHOWN = 4
+_CLASSES = 20
 
 
 def make(
@@ -52,34 +53,49 @@ def _columns_table(manifest: Manifest) -> Table:
     for heading in ("column", "kind", "type", "values"):
         table.add_column(heading, overflow="fold")
     for column in manifest.columns:
-        shape = f" {'x'.join(map(str, column.shape))}" if column.shape else ""
         statistics = manifest.statistics.get(column.name)
         values = "" if statistics is None else _values(column, statistics)
-        table.add_row(column.name, column.kind, f"{column.dtype}{shape}", values)
+        table.add_row(column.name, column.kind, _type(column), values)
     return table
+
+
+def _type(column: Column) -> str:
+    """What a row holds, such as `uint8 3x32x32`, or `float32 of up to 90x2` for a sequence."""
+    if column.kind == "image":
+        return {1: "grey", 3: "colour"}[column.shape[0]]
+    if column.kind == "text":
+        return f"up to {column.max_length:,} bytes"
+    sizes = "x".join(map(str, column.shape))
+    if column.kind == "sequence":
+        steps = f"up to {column.max_length:,}"
+        return f"{column.dtype}, {steps} x {sizes}" if sizes else f"{column.dtype}, {steps}"
+    return f"{column.dtype} {sizes}" if sizes else column.dtype
 
 
 def _values(column: Column, statistics: ColumnStatistics) -> str:
     if column.kind == "label":
-        counts = zip(column.classes, statistics.label_counts, strict=True)
-        return ", ".join(f"{name}: {count:,}" for name, count in counts)
+        counts = list(zip(column.classes, statistics.label_counts, strict=True))
+        more = f", and {len(counts) - _CLASSES:,} more classes" if len(counts) > _CLASSES else ""
+        return ", ".join(f"{name}: {count:,}" for name, count in counts[:_CLASSES]) + more
+    if column.kind == "text":
+        return f"{statistics.count:,} texts"
+    entries = zip(
+        statistics.mean, statistics.std, statistics.least, statistics.greatest, strict=True
+    )
     pairs = [
-        f"{mean:.4g} ± {std:.4g}" for mean, std in zip(statistics.mean, statistics.std, strict=True)
+        f"{mean:.4g} ± {std:.4g} in [{least:.4g}, {greatest:.4g}]"
+        for mean, std, least, greatest in entries
     ]
     more = f", and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
-    return ", ".join(pairs[:_SHOWN]) + more
+    missing = f", {statistics.missing:,} missing" if statistics.missing else ""
+    return ", ".join(pairs[:_SHOWN]) + more + missing
 
 
 def verify(folder: Path) -> None:
-    """Checks every shard's digest.
+    """Checks every file's digest.
 
     Raises:
-        DataError: a shard is missing or damaged.
+        DataError: a file is damaged, missing or one too many.
     """
-    manifest = read_manifest(folder)
-    shards = [shard for part in manifest.parts.values() for shard in part.shards]
-    for shard in shards:
-        verify_shard(folder, shard)
-        map_shard(folder, shard, manifest.columns)
-    rows = sum(shard.rows for shard in shards)
-    print(f"{folder}: all {len(shards)} shards are as the manifest says ({rows:,} rows)")
+    found = verify_folder(folder)
+    print(f"{folder}: all {found.shards} shards are as the manifest says ({found.rows:,} rows)")

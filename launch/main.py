@@ -12,6 +12,7 @@ from typing import NoReturn
 from data_pipeline.errors import DataError, StorageError
 from distrain import __version__
 from distrain.errors import DistrainError, ExitCode, UsageError, exit_code_of
+from launch.data_parser import add_data, run_data
 from launch.failure import Cause, TerminatedError, report_of, tell
 
 _PLAN_USAGE = """\
@@ -78,6 +79,11 @@ def _run(arguments: list[str]) -> Cause | None:
     if arguments[:1] in (["train"], ["plan"]):
         known, overrides = parser.parse_known_args(arguments)
         return _train(known, overrides) if known.command == "train" else _plan(known, overrides)
+    if arguments[:2] == ["data", "preview"]:
+        from launch import preview_command  # noqa: PLC0415 - for this command alone
+
+        preview_command.run(*parser.parse_known_args(arguments))
+        return None
     known = parser.parse_args(arguments)
     if known.command == "launch":
         return _launch(known)
@@ -86,7 +92,7 @@ def _run(arguments: list[str]) -> Cause | None:
 
         show(known.run, as_json=known.json)
     else:
-        _data(known)
+        return run_data(known)
     return None
 
 
@@ -97,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"distrain {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_data(commands.add_parser("data", help="make, inspect and verify data sets"))
+    add_data(commands.add_parser("data", help="make, convert, inspect and verify data sets"))
 
     train = commands.add_parser("train", help="train as a job file says", add_help=False)
     train.add_argument("job", type=Path, nargs="?")
@@ -125,40 +131,6 @@ def _parser() -> argparse.ArgumentParser:
     launch.add_argument("script", type=Path, metavar="SCRIPT")
     launch.add_argument("rest", nargs=argparse.REMAINDER, metavar="ARGS", help="for the script")
     return parser
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    make = actions.add_parser("make", help="write one of scikit-learn's bundled data sets")
-    make.add_argument("name", metavar="NAME", help="iris, wine, breast_cancer, diabetes or digits")
-    make.add_argument("folder", type=Path, metavar="DIR")
-    make.add_argument(
-        "--validation-fraction", type=float, default=0.2, help="share of the rows (default 0.2)"
-    )
-    make.add_argument("--seed", type=int, default=0, help="of the split (default 0)")
-    make.add_argument("--rows-per-shard", type=int, help="(default: shards of about 64 MiB)")
-    for name, text in (
-        ("inspect", "print what a data set holds"),
-        ("verify", "compare every shard with its SHA-256"),
-    ):
-        actions.add_parser(name, help=text).add_argument("folder", type=Path, metavar="DIR")
-
-
-def _data(known: argparse.Namespace) -> None:
-    from launch import data_commands  # noqa: PLC0415 - pyarrow and rich, for this command alone
-
-    if known.action == "make":
-        data_commands.make(
-            known.name,
-            known.folder,
-            validation_fraction=known.validation_fraction,
-            seed=known.seed,
-            rows_per_shard=known.rows_per_shard,
-        )
-    elif known.action == "inspect":
-        data_commands.inspect(known.folder)
-    else:
-        data_commands.verify(known.folder)
 
 
 def _train(known: argparse.Namespace, overrides: list[str]) -> Cause | None:

@@ -77,7 +77,8 @@ class MetricSet:
 
         Args:
             outputs: `(B, C, ...)` scores by class, `(B,)` or `(B, 1)` for two classes, or numbers.
-            target: `(B, ...)` class indices, or numbers of the outputs' shape.
+            target: `(B, ...)` class indices, probabilities `(B, C, ...)` of which the largest
+                counts, as where labels were mixed or smoothed, or numbers of the outputs' shape.
             float64: `(num_float64,)`, written over.
             int64: `(num_int64,)`, written over.
 
@@ -87,7 +88,10 @@ class MetricSet:
         """
         outputs = outputs.detach()
         if self._num_classes:
-            self._count(outputs, target, int64[: self._num_counts])
+            mixed = target.is_floating_point() and target.ndim > 1
+            mixed = mixed and target.shape[1] == self._num_classes > 1
+            classes = target.argmax(dim=1) if mixed else target
+            self._count(outputs, classes, int64[: self._num_counts])
         if self._has_errors:
             if outputs.shape != target.shape:
                 raise ConfigError(

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from data_pipeline.loader import Loader
+from data_pipeline.on_device import OnDevice
 from distrain.assembly import Assembly
 from distrain.config import Job
 from distrain.coordinator.run_state import optimizer_tensors
 from distrain.coordinator.stops import StopAskedError
-from distrain.evaluate import to_device
 from distrain.parallel.reduction import nodes_by_rank
 from distrain.parallel.world import World
 from distrain.run_job import job_batches, job_datasets, job_trainer
@@ -113,10 +112,10 @@ def _sent_bytes(parts: Assembly) -> int:
     return parts.step.payload_bytes * max(len(nodes) for nodes in by_rank)
 
 
-def _step(parts: Assembly, batches: Loader, number: int) -> float:
+def _step(parts: Assembly, batches: OnDevice, number: int) -> float:
     """Seconds that a step takes, the wait for its samples included."""
     began = time.monotonic()
-    columns = to_device(next(batches).columns, parts.world.device)
+    columns = next(batches).columns
     parts.step(parts.plan.batch(number), columns)
     return time.monotonic() - began
 

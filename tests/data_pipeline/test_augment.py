@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise, product
 from typing import Any
 
@@ -9,11 +9,40 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage, stats
 
-from data_pipeline.augment import Flip, Shift, Transform, apply
+from data_pipeline.augment import AfterScaling, Draw, Flip, Samples, Shift, Transform, VerticalFlip
+from data_pipeline.augment.transform import is_after_scaling, run
 from data_pipeline.errors import DataError
-from data_pipeline.random import words_at
+from data_pipeline.manifest import Column
 
-PIPELINE: list[Transform] = [Shift(2), Flip(), Shift(1, fill=7)]
+PIPELINE: list[Transform] = [Shift(2), Flip(), VerticalFlip(), Shift(1, fill=7)]
+COLUMNS = {"x": Column(name="x", kind="tensor", dtype="float32", shape=(1,))}
+
+
+def apply(
+    transforms: list[Transform],
+    rows: NDArray[Any],
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    first_position: int = 0,
+) -> NDArray[Any]:
+    """Sends rows, which stand at consecutive positions, through transforms."""
+    samples = Samples({"x": rows}, COLUMNS, "x")
+    placed = list(enumerate(transforms))
+    run(placed, samples, seed=seed, epoch=epoch, first_position=first_position)
+    return samples.arrays["x"]
+
+
+class Given(Draw):
+    """Gives words that were chosen by hand, one a call."""
+
+    def __init__(self, words: list[int]) -> None:
+        super().__init__(0, 0, 0, 0, 1)
+        self._given = list(words)
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        assert count == 1
+        return np.array([[self._given.pop(0)]], dtype=np.uint64)
 
 
 def distinct_images(count: int, *shape: int, dtype: str = "float32") -> NDArray[Any]:
@@ -24,6 +53,31 @@ def distinct_images(count: int, *shape: int, dtype: str = "float32") -> NDArray[
 def moved_by_scipy(image: NDArray[Any], dy: int, dx: int, fill: float) -> NDArray[Any]:
     moved: NDArray[Any] = ndimage.shift(image, (0, dy, dx), order=0, mode="constant", cval=fill)
     return moved
+
+
+SCIPY_MODES = {"nearest": "nearest", "reflect": "reflect", "wrap": "grid-wrap"}
+
+
+@pytest.mark.parametrize("mode", SCIPY_MODES)
+@pytest.mark.parametrize("reach", [1, 5])
+def test_shift_shows_beyond_the_edge_what_scipy_shows_in_each_fill_mode(
+    mode: str, reach: int
+) -> None:
+    images = distinct_images(12, 2, 3, 4, dtype="uint8")
+    moved = apply([Shift(reach, fill_mode=mode)], images)
+    down, right = Shift(reach).offsets(Draw(0, 0, 0, 0, 12))
+    for image, result, dy, dx in zip(images, moved, down, right, strict=True):
+        expected = ndimage.shift(image, (0, -dy, -dx), order=0, mode=SCIPY_MODES[mode])
+        assert np.array_equal(result, expected)
+
+
+def test_shift_is_the_padded_crop_of_the_residual_networks() -> None:
+    images = distinct_images(30, 3, 5, 6)
+    moved = apply([Shift(4)], images)
+    for image, result in zip(images, moved, strict=True):
+        padded = np.pad(image, ((0, 0), (4, 4), (4, 4)))
+        crops = [padded[:, y : y + 5, x : x + 6] for y, x in product(range(9), range(9))]
+        assert any(np.array_equal(crop, result) for crop in crops)
 
 
 def found_shift(
@@ -58,7 +112,7 @@ def test_shift_by_the_words_is_that_of_a_hand_computation() -> None:
     down_and_right = [[0, 0, 0], [0, 1, 2], [0, 4, 5]]
     up = [[4, 5, 6], [7, 8, 9], [0, 0, 0]]
     for words, expected in ([low, low], down_and_right), ([high, middle], up):
-        moved = Shift(1)(image, np.array([words], dtype=np.uint64))
+        moved = Shift(1).changed(image, Given(words))
         assert moved[0, 0].tolist() == expected
 
 
@@ -76,20 +130,20 @@ def test_every_shift_within_reach_is_equally_frequent() -> None:
 
 def test_shift_moves_all_channels_of_an_image_together() -> None:
     image = np.repeat(distinct_images(20, 1, 5, 5), 3, axis=1)
-    moved = apply([Shift(2)], image, seed=0, epoch=0, first_position=0)
+    moved = apply([Shift(2)], image)
     assert np.array_equal(moved[:, 0], moved[:, 1])
     assert np.array_equal(moved[:, 0], moved[:, 2])
 
 
 def test_shift_by_no_pixels_leaves_the_images_as_they_are() -> None:
     images = distinct_images(5, 1, 4, 4)
-    moved = apply([Shift(0)], images, seed=0, epoch=0, first_position=0)
+    moved = apply([Shift(0)], images)
     assert np.array_equal(moved, images)
 
 
 def test_shift_may_reach_farther_than_the_image() -> None:
     images = distinct_images(200, 1, 2, 2)
-    moved = apply([Shift(4, fill=-1.0)], images, seed=0, epoch=0, first_position=0)
+    moved = apply([Shift(4, fill=-1.0)], images)
     assert (moved == -1.0).all(axis=(1, 2, 3)).any()
     assert set(moved.ravel().tolist()) <= {-1.0, *images.ravel().tolist()}
 
@@ -117,13 +171,13 @@ def test_flip_mirrors_with_its_probability(probability: float) -> None:
 def test_flip_with_probability_0_or_1_mirrors_none_or_all() -> None:
     images = distinct_images(100, 1, 2, 3)
     for probability, expected in (0.0, images), (1.0, images[..., ::-1]):
-        flipped = apply([Flip(probability)], images, seed=0, epoch=0, first_position=0)
+        flipped = apply([Flip(probability)], images)
         assert np.array_equal(flipped, expected)
 
 
 def test_one_sample_is_augmented_differently_at_each_position() -> None:
     images = distinct_images(1, 1, 6, 6).repeat(64, axis=0)
-    changed = apply([Shift(2), Flip()], images, seed=0, epoch=0, first_position=0)
+    changed = apply([Shift(2), Flip()], images)
     # 50 outcomes, 64 draws: 36 kinds are expected.
     assert len(np.unique(changed.reshape(64, -1), axis=0)) > 25
 
@@ -161,8 +215,8 @@ def test_another_epoch_seed_or_position_augments_anew() -> None:
 
 def test_a_transform_given_twice_draws_twice() -> None:
     images = distinct_images(60, 1, 7, 7)
-    once = apply([Flip()], images, seed=0, epoch=0, first_position=0)
-    twice = apply([Flip(), Flip()], images, seed=0, epoch=0, first_position=0)
+    once = apply([Flip()], images)
+    twice = apply([Flip(), Flip()], images)
     first_flips = (once != images).any(axis=(1, 2, 3))
     both_flips = (twice != images).any(axis=(1, 2, 3))
     # Were the draws the same, every image would be mirrored back.
@@ -172,52 +226,81 @@ def test_a_transform_given_twice_draws_twice() -> None:
 
 def test_transforms_are_applied_in_the_order_of_the_list() -> None:
     images = distinct_images(2, 1, 1, 3)
-    drawn = apply([Shift(1), Flip(1.0)], images, seed=0, epoch=0, first_position=0)
-    by_hand = apply([Shift(1)], images, seed=0, epoch=0, first_position=0)[..., ::-1]
+    drawn = apply([Shift(1), Flip(1.0)], images)
+    by_hand = apply([Shift(1)], images)[..., ::-1]
     assert np.array_equal(drawn, by_hand)
 
 
 def test_augmentation_leaves_the_given_rows_as_they_are() -> None:
     images = distinct_images(30, 1, 4, 4)
     before = images.copy()
-    apply(PIPELINE, images, seed=0, epoch=0, first_position=0)
+    apply(PIPELINE, images)
     assert np.array_equal(images, before)
 
 
 def test_no_transforms_change_nothing() -> None:
     images = distinct_images(3, 1, 2, 2)
-    assert np.array_equal(apply([], images, seed=0, epoch=0, first_position=0), images)
+    assert np.array_equal(apply([], images), images)
+
+
+def test_vertical_flip_gives_each_image_or_the_same_upside_down() -> None:
+    images = distinct_images(400, 2, 3, 4)
+    flipped = apply([VerticalFlip()], images, seed=1, epoch=1)
+    turned = [
+        np.array_equal(after, np.stack([np.flipud(channel) for channel in before]))
+        for before, after in zip(images, flipped, strict=True)
+    ]
+    same = (flipped == images).all(axis=(1, 2, 3))
+    assert np.array_equal(same, ~np.array(turned))
+    assert stats.binomtest(int(same.sum()), 400, 0.5).pvalue > 1e-3
 
 
 @dataclass
 class Recorder:
     """A transform of the user's own, which keeps the words that it was given."""
 
-    num_words: int
-    words: NDArray[np.uint64] | None = None
-    result: NDArray[Any] | None = None
+    words: list[NDArray[np.uint64]] = field(default_factory=list)
 
-    def __call__(self, rows: NDArray[Any], words: NDArray[np.uint64]) -> NDArray[Any]:
-        self.words = words
-        return rows if self.result is None else self.result
+    def __call__(self, samples: Samples, draw: Draw) -> None:  # noqa: ARG002
+        self.words.append(draw.words(5))
+        self.words.append(draw.words(5))
 
 
-def test_any_object_with_words_and_a_call_is_a_transform_for_any_column() -> None:
-    recorder = Recorder(num_words=5)
+def test_any_function_of_samples_and_draw_is_a_transform_for_any_column() -> None:
+    def doubled(samples: Samples, draw: Draw) -> None:
+        samples.arrays["x"] = samples.arrays["x"] * 2 + draw.integers(0, 0)[:, None]
+
     rows = distinct_images(3, 4)
-    assert np.array_equal(apply([recorder], rows, seed=0, epoch=0, first_position=9), rows)
-    assert recorder.words is not None
-    assert recorder.words.shape == (3, 5)
-    assert recorder.words.dtype == np.uint64
+    assert np.array_equal(apply([doubled], rows), rows * 2)
 
 
-@pytest.mark.parametrize(
-    "result", [np.zeros((3, 4), np.float64), np.zeros((3, 1), np.float32), np.zeros(4, np.float32)]
-)
-def test_a_transform_that_changes_shape_or_dtype_is_refused(result: NDArray[Any]) -> None:
-    transform = Recorder(num_words=1, result=result)
-    with pytest.raises(ValueError, match=r"Recorder made .* a transform must keep both"):
-        apply([transform], distinct_images(3, 4), seed=0, epoch=0, first_position=0)
+def test_each_call_of_a_draw_gives_other_words_the_same_for_each_position() -> None:
+    whole, part = Recorder(), Recorder()
+    apply([whole], distinct_images(6, 4), first_position=9)
+    apply([part], distinct_images(2, 4), first_position=12)
+    assert whole.words[0].shape == (6, 5)
+    assert whole.words[0].dtype == np.uint64
+    assert not (whole.words[0] == whole.words[1]).any()
+    for all_words, some in zip(whole.words, part.words, strict=True):
+        assert np.array_equal(all_words[3:5], some)
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_a_transform_that_changes_the_number_of_samples_is_refused(count: int) -> None:
+    def resized(samples: Samples, draw: Draw) -> None:  # noqa: ARG001
+        samples.arrays["x"] = np.zeros((count, 4))
+
+    with pytest.raises(ValueError, match=r"transform resized made columns of .* from 3: it must"):
+        apply([resized], distinct_images(3, 4))
+
+
+def test_a_function_runs_on_the_scaled_inputs_inside_after_scaling() -> None:
+    recorder = Recorder()
+    wrapped = AfterScaling(recorder)
+    assert is_after_scaling(wrapped)
+    assert not is_after_scaling(recorder)
+    apply([wrapped], distinct_images(3, 4))
+    assert len(recorder.words) == 2
 
 
 def test_a_negative_reach_is_refused() -> None:
@@ -227,18 +310,25 @@ def test_a_negative_reach_is_refused() -> None:
 
 @pytest.mark.parametrize("probability", [-0.1, 1.1, float("nan")])
 def test_what_is_no_probability_is_refused(probability: float) -> None:
-    with pytest.raises(ValueError, match=r"Flip\(probability=.*\): must lie in \[0, 1\]"):
-        Flip(probability)
+    for flip in (Flip, VerticalFlip):
+        rule = r"Flip\(probability=.*\): probability must lie in \[0, 1\]"
+        with pytest.raises(ValueError, match=rule):
+            flip(probability)
 
 
-@pytest.mark.parametrize("transform", [Shift(), Flip()])
+def test_a_fill_mode_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"fill_mode must be one of constant, nearest, reflect, w"):
+        Shift(1, fill_mode="mirror")
+
+
+@pytest.mark.parametrize("transform", [Shift(), Flip(), VerticalFlip()])
 @pytest.mark.parametrize("shape", [(4,), (8, 8), ()])
 def test_rows_that_are_no_images_are_refused(
-    transform: Shift | Flip, shape: tuple[int, ...]
+    transform: Shift | Flip | VerticalFlip, shape: tuple[int, ...]
 ) -> None:
     name = type(transform).__name__
     with pytest.raises(DataError) as caught:
-        transform(np.zeros((2, *shape)), words_at(0, 0, 2, transform.num_words))
+        transform.changed(np.zeros((2, *shape)), Draw(0, 0, 0, 0, 2))
     assert str(caught.value) == (
         f"{name} works on images (C, H, W), but a row of this column has shape {shape}: "
         f"leave {name} out, or convert the data to images"
@@ -249,4 +339,4 @@ def test_rows_that_are_no_images_are_refused(
 def test_a_fill_that_the_images_cannot_hold_is_refused(fill: float) -> None:
     images = np.zeros((1, 1, 2, 2), dtype=np.uint8)
     with pytest.raises(DataError, match=r"does not fit images of uint8: .* from 0 to 255"):
-        Shift(1, fill=fill)(images, words_at(0, 0, 1, 2))
+        Shift(1, fill=fill).changed(images, Draw(0, 0, 0, 0, 1))

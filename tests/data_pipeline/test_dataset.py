@@ -191,7 +191,9 @@ def test_statistics_of_arrays_are_their_own() -> None:
         {"features": features, "label": np.array([2, 2])}, classes={"label": "abc"}
     )
     assert dataset.statistics == {
-        "features": ColumnStatistics(count=2, mean=(2.0, 10.0), std=(1.0, 0.0)),
+        "features": ColumnStatistics(
+            count=2, mean=(2.0, 10.0), std=(1.0, 0.0), least=(1.0, 10.0), greatest=(3.0, 10.0)
+        ),
         "label": ColumnStatistics(count=2, label_counts=(0, 0, 2)),
     }
 

@@ -1,406 +1,364 @@
+"""`for batch in loader`: the same samples with the same bits, however many share them."""
+
+import gc
+import json
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import chain, pairwise
-from typing import Any
+from itertools import chain, product
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from data_pipeline import DataError, Dataset
-from data_pipeline.augment import Flip, Shift, apply
-from data_pipeline.loader import Batch, Loader, Recipe, Span
-from data_pipeline.order import BLOCK, ShuffledOrder
-from data_pipeline.standardize import standardization
+from data_pipeline import DataError, Dataset, Loader, write_dataset
+from data_pipeline.augment import Draw, Flip, Mixup, Samples, Shift
+from data_pipeline.manifest import Column
+from data_pipeline.order import ShuffledOrder
+from tests.conftest import clean_environment
 
-NUM_ROWS = 40
+NUM_ROWS, BATCH = 23, 4
 GENERATOR = np.random.default_rng(0)
 ARRAYS: dict[str, NDArray[Any]] = {
     "image": GENERATOR.integers(0, 256, (NUM_ROWS, 2, 5, 4), dtype=np.uint8),
-    "weight": GENERATOR.normal(size=NUM_ROWS).astype(np.float32),
     "label": np.arange(NUM_ROWS) % 3,
+    "row": np.arange(NUM_ROWS),
 }
 DATASET = Dataset.from_arrays(ARRAYS, classes={"label": "abc"})
-SCALING = standardization(DATASET, "image", scaled=True)
-assert SCALING is not None
-TRANSFORMS = (Shift(1), Flip())
-RECIPE = Recipe(
-    columns=("image", "label"),
-    seed=7,
-    shuffle=True,
-    augmented="image",
-    transforms=TRANSFORMS,
-    standardized={"image": SCALING},
-)
-LABELS = Recipe(columns=("label",))
+LAST = Literal["keep", "drop"]
+
+Batch = dict[str, NDArray[Any]]
+"""A copy that may be kept."""
 
 
-def epoch_of_spans(epoch: int, length: int, num_rows: int = NUM_ROWS) -> list[Span]:
+def loader(**options: Any) -> Loader:
+    """Of the small data set; Mixup where the micro-batch says who is mixed with whom."""
+    mixing = [Mixup(0.5)] if options.get("micro_batch") else []
+    given: dict[str, Any] = {"seed": 7, "transforms": [Shift(1), Flip(), *mixing], **options}
+    return Loader(DATASET, BATCH, **given)
+
+
+def epoch_of(loader: Loader) -> list[Batch]:
+    return [{name: t.numpy().copy() for name, t in batch.items()} for batch in loader]
+
+
+def of_workers(world_size: int, **options: Any) -> list[Batch]:
+    """Two epochs; each batch is what the workers have of it, one behind the other."""
+    workers = [loader(rank=r, world_size=world_size, **options) for r in range(world_size)]
+    shares = [epoch_of(worker) + epoch_of(worker) for worker in workers]
     return [
-        Span(epoch, start, min(start + length, num_rows)) for start in range(0, num_rows, length)
+        {name: np.concatenate([share[name] for share in batch]) for name in batch[0]}
+        for batch in zip(*shares, strict=True)
     ]
 
 
-@dataclass(frozen=True)
-class Copy:
-    """A batch that may be kept."""
-
-    span: Span
-    rows: list[int]
-    columns: dict[str, NDArray[Any]]
+def bits(batches: list[Batch]) -> list[dict[str, tuple[str, tuple[int, ...], bytes]]]:
+    return [
+        {name: (str(a.dtype), a.shape, a.tobytes()) for name, a in batch.items()}
+        for batch in batches
+    ]
 
 
-def copied(batch: Batch) -> Copy:
-    columns = {name: tensor.numpy().copy() for name, tensor in batch.columns.items()}
-    return Copy(batch.span, batch.rows.tolist(), columns)
-
-
-def load(recipe: Recipe, spans: list[Span], *, depth: int = 2) -> list[Copy]:
-    with Loader(DATASET, recipe, spans, max_rows=NUM_ROWS, depth=depth) as loader:
-        return [copied(batch) for batch in loader]
-
-
-def rows_of(batches: list[Copy]) -> list[int]:
-    return list(chain.from_iterable(batch.rows for batch in batches))
+def rows_of(batches: list[Batch]) -> list[int]:
+    return list(chain.from_iterable(batch["row"].tolist() for batch in batches))
 
 
 def loader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "distrain-loader"]
 
 
+def left_by(batches: Loader, error: type[BaseException]) -> None:
+    for _ in batches:
+        raise error
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 @pytest.fixture(autouse=True)
-def no_thread_is_left_and_none_waits_for_ever() -> Iterator[None]:
-    def too_late(*_: object) -> None:
-        raise TimeoutError("a loader's test took 30 s: someone waits for what will never come")
+def no_thread_outlives_its_loader() -> Iterator[None]:
+    yield
+    gc.collect()
+    assert loader_threads() == []
 
-    before = signal.signal(signal.SIGALRM, too_late)
-    signal.setitimer(signal.ITIMER_REAL, 30, 5)
-    try:
-        yield
+
+@pytest.mark.parametrize("last_batch", ["keep", "drop"])
+@pytest.mark.parametrize("micro_batch", [None, 1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
+def test_the_union_of_any_number_of_workers_is_the_same_sequence_with_the_same_bits(
+    world_size: int, micro_batch: int | None, last_batch: LAST
+) -> None:
+    options: dict[str, Any] = {"micro_batch": micro_batch, "last_batch": last_batch}
+    alone = of_workers(1, depth=1, threads=1, **options)
+    together = of_workers(world_size, threads=2, **options)
+    assert bits(together) == bits(alone)
+    full = NUM_ROWS // BATCH
+    sizes = [BATCH] * full + [NUM_ROWS % BATCH] * (last_batch == "keep")
+    assert [len(batch["row"]) for batch in together] == sizes * 2
+    for epoch in (0, 1):
+        expected = ShuffledOrder(NUM_ROWS, 7, epoch).rows(0, sum(sizes)).tolist()
+        first = epoch * len(sizes)
+        assert rows_of(together[first : first + len(sizes)]) == expected
+        assert len(set(expected)) == len(expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_neither_depth_nor_threads_are_seen_in_the_bits(depth: int, threads: int) -> None:
+    for micro_batch in (None, 2):
+        expected = bits(of_workers(1, depth=1, threads=1, micro_batch=micro_batch))
+        for world_size in (1, 2, 5):
+            found = of_workers(world_size, depth=depth, threads=threads, micro_batch=micro_batch)
+            assert bits(found) == expected
+
+
+@pytest.mark.parametrize("last_batch", ["keep", "drop"])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
+def test_a_stop_and_resume_at_any_position_goes_on_with_the_very_bits(
+    world_size: int, last_batch: LAST
+) -> None:
+    options: dict[str, Any] = {"micro_batch": 2, "last_batch": last_batch}
+    whole = of_workers(1, depth=1, threads=1, **options)
+    per_epoch = len(loader(last_batch=last_batch))
+    assert len(whole) == 2 * per_epoch
+    for rank, taken in product(range(world_size), range(2 * per_epoch)):
+        stopped = loader(rank=rank, world_size=world_size, **options)
+        for _ in range(taken // per_epoch):
+            epoch_of(stopped)
+        for _ in zip(range(taken % per_epoch), stopped, strict=False):
+            pass
+        state = json.loads(json.dumps(stopped.state_dict()))
+        assert all(type(value) is int for value in state.values())
+        # Another number of workers may go on where these have stopped.
+        resumed = loader(depth=1 + taken % 4, threads=1 + taken % 3, **options)
+        resumed.load_state_dict(state)
+        rest = epoch_of(resumed)
+        if taken < per_epoch:
+            rest += epoch_of(resumed)
+        assert bits(rest) == bits(whole[taken:])
+
+
+def test_every_loop_is_an_epoch_and_the_place_is_that_of_the_next_batch() -> None:
+    batches = loader()
+    assert len(batches) == 6
+    assert (batches.epoch, batches.position) == (0, 0)
+    places = [(batches.epoch, batches.position) for _ in batches]
+    assert places == [(0, 4), (0, 8), (0, 12), (0, 16), (0, 20), (1, 0)]
+    assert batches.state_dict() == {"seed": 7, "epoch": 1, "position": 0}
+    assert len(epoch_of(batches)) == 6
+    assert batches.epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"seed": 8, "epoch": 0, "position": 0}, "of seed 8, the loader's is 7"),
+        ({"seed": 7, "epoch": 0, "position": 3}, "no batch of 4 begins at position 3"),
+        ({"seed": 7, "epoch": 0, "position": 24}, r"has the positions \[0, 23\)"),
+        ({"seed": 7, "epoch": 0, "position": -4}, "begins at position -4"),
+        ({"seed": 7, "epoch": -1, "position": 0}, "of epoch -1"),
+    ],
+)
+def test_a_state_that_is_no_place_of_this_loader_is_refused(
+    state: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        loader().load_state_dict(state)
+
+
+def test_resuming_in_the_middle_of_a_huge_data_set_is_immediate() -> None:
+    dataset = Dataset.from_arrays({"x": np.zeros(3_000_000, np.float32)})
+    batches = Loader(dataset, 10, threads=1)
+    batches.load_state_dict({"seed": 0, "epoch": 10**6, "position": 2_999_990})
+    begun = time.monotonic()
+    assert len(next(iter(batches))["x"]) == 10
+    assert time.monotonic() - begun < 1
+
+
+@pytest.mark.parametrize("sampling", ["stored", "bootstrap", "balanced"])
+def test_any_sampling_is_shared_out_in_the_same_way(sampling: str) -> None:
+    found = [bits(of_workers(w, sampling=sampling, micro_batch=2)) for w in (1, 2, 3)]
+    assert found[0] == found[1] == found[2]
+
+
+def test_the_first_input_and_label_are_found_and_scaled_unless_one_says_otherwise() -> None:
+    (batch,) = epoch_of(Loader(DATASET, NUM_ROWS, sampling="stored"))
+    assert list(batch) == ["image", "label", "row"]
+    mean, std = (f(ARRAYS["image"], axis=(0, 2, 3), keepdims=True) for f in (np.mean, np.std))
+    np.testing.assert_allclose(batch["image"], (ARRAYS["image"] - mean) / std, rtol=1e-5, atol=1e-6)
+    (plain,) = epoch_of(Loader(DATASET, NUM_ROWS, sampling="stored", standardize=False))
+    assert plain["image"].dtype == np.float32
+    assert np.array_equal(plain["image"], ARRAYS["image"])
+    (chosen,) = epoch_of(Loader(DATASET, NUM_ROWS, sampling="stored", columns=["row"]))
+    assert list(chosen) == ["row"]
+    assert chosen["row"].dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0; it must be 1 or more"),
+        ({"rank": 2, "world_size": 2}, r"rank is 2; it must lie in \[0, world_size = 2\)"),
+        ({"last_batch": "short"}, 'last_batch is \'short\'; it can be "keep" or "drop"'),
+        ({"batch_size": 24, "last_batch": "drop"}, "has 23 rows, fewer than a batch of 24: lower"),
+        ({"micro_batch": 0}, "micro_batch is 0; it must be 1 or more"),
+        ({"depth": 0}, "depth is 0 and threads is None; both must be 1 or more"),
+        ({"threads": 0}, "depth is 2 and threads is 0; both must be 1 or more"),
+    ],
+)
+def test_arguments_out_of_their_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Loader(DATASET, **{"batch_size": 4, **options})
+
+
+def test_a_column_that_is_not_there_and_labels_that_are_none_are_refused() -> None:
+    with pytest.raises(DataError, match="has no column 'picture'"):
+        Loader(DATASET, 4, columns=["picture"])
+    with pytest.raises(DataError, match="'row' of arrays is none"):
+        Loader(DATASET, 4, sampling="balanced", target="row")
+
+
+class Failing:
+    """A transform that fails at one row, in a thread of a loader."""
+
+    def __call__(self, samples: Samples, draw: Draw) -> None:  # noqa: ARG002
+        if threading.current_thread().name == "distrain-loader" and 11 in samples.arrays["row"]:
+            raise ZeroDivisionError("row 11")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_of_a_transform_is_raised_in_its_batch_and_the_place_is_kept(
+    threads: int,
+) -> None:
+    batches = Loader(DATASET, 4, sampling="stored", transforms=[Failing()], threads=threads)
+    taken: list[list[int]] = []
+    with pytest.raises(ZeroDivisionError, match="row 11"):
+        taken.extend(batch["row"].tolist() for batch in batches)
+    assert taken == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert batches.position == 8
+    assert loader_threads() == []
+
+
+def test_leaving_the_loop_in_any_way_ends_the_threads_and_leaves_no_file(tmp_path: Path) -> None:
+    columns = [Column(name="x", kind="number", dtype="float32")]
+    rows = np.arange(100, dtype=np.float32)
+    write_dataset(tmp_path / "d", "d", columns, {"train": {"x": rows}}, rows_per_shard=9)
+    before = open_files()
+    dataset = Dataset(tmp_path / "d")
+    opened = open_files()
+    batches = Loader(dataset, 10, threads=3, depth=2)
+    iter(batches)  # not gone through
+    assert loader_threads() == []
+    for _ in batches:
+        assert 0 < len(loader_threads()) <= 3
+        break
+    assert loader_threads() == []
+    for error in (ValueError, KeyboardInterrupt, SystemExit):
+        with pytest.raises(error):
+            left_by(batches, error)
         assert loader_threads() == []
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    assert len(list(batches)) == 6
+    batches.close()
+    assert loader_threads() == []
+    batches.close()
+    assert open_files() == opened
+    del dataset, batches
+    gc.collect()
+    assert open_files() == before
 
 
-def computed(span: Span) -> dict[str, NDArray[Any]]:
-    """What RECIPE gives, in plain NumPy."""
-    rows = ShuffledOrder(NUM_ROWS, 7, span.epoch).rows(0, NUM_ROWS)[span.start : span.stop]
-    images = apply(
-        TRANSFORMS, ARRAYS["image"][rows], seed=7, epoch=span.epoch, first_position=span.start
+def test_threads_go_on_between_the_loops_and_end_with_the_block_or_the_loader() -> None:
+    with loader(threads=2) as batches:
+        epoch_of(batches)
+        between = loader_threads()
+        assert len(between) == 2
+        epoch_of(batches)
+        assert loader_threads() == between
+    assert loader_threads() == []
+    assert len(epoch_of(batches)) == 6  # it can be gone through again
+    del batches
+    gc.collect()
+    assert loader_threads() == []
+
+
+def test_going_elsewhere_between_two_loops_gives_the_batches_of_that_place() -> None:
+    whole = of_workers(1)
+    with loader(depth=4) as batches:
+        epoch_of(batches)
+        batches.load_state_dict({"seed": 7, "epoch": 0, "position": 12})
+        assert bits(epoch_of(batches)) == bits(whole[3:6])
+        assert bits(epoch_of(batches)) == bits(whole[6:])
+
+
+UNCLOSED = """
+import numpy as np
+from data_pipeline import Dataset, Loader
+loader = Loader(Dataset.from_arrays({"x": np.zeros((5000, 99))}), 10, threads=3, depth=4)
+for batch in loader:
+    pass
+running = iter(loader)
+next(running)
+print(loader.state_dict())
+"""
+
+
+def test_a_program_that_closes_nothing_ends_all_the_same() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNCLOSED],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
-    axes = (0, 2, 3)
-    mean = ARRAYS["image"].mean(axis=axes, keepdims=True)
-    std = ARRAYS["image"].std(axis=axes, keepdims=True)
-    return {"image": (images - mean) / std, "label": ARRAYS["label"][rows]}
+    said = "{'seed': 0, 'epoch': 1, 'position': 10}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
 
 
-def test_a_batch_is_gathered_augmented_and_standardised() -> None:
-    spans = epoch_of_spans(0, 16) + epoch_of_spans(1, 9)
-    batches = load(RECIPE, spans)
-    assert [batch.span for batch in batches] == spans
-    for batch in batches:
-        expected = computed(batch.span)
-        assert list(batch.columns) == ["image", "label"]
-        assert batch.columns["image"].dtype == np.float32
-        np.testing.assert_allclose(batch.columns["image"], expected["image"], rtol=1e-5, atol=1e-6)
-        assert np.array_equal(batch.columns["label"], expected["label"])
-        assert np.array_equal(ARRAYS["label"][batch.rows], expected["label"])
+ENDLESS = """
+import time
+import numpy as np
+from data_pipeline import Dataset, Loader
+from data_pipeline.augment import Flip
+data = Dataset.from_arrays({"image": np.zeros((5000, 3, 16, 16), np.uint8)})
+loader = Loader(data, 10, threads=3, transforms=[Flip()])
+print("begins", flush=True)
+while True:
+    for batch in loader:
+        time.sleep(0.002)
+"""
 
 
-def test_without_a_recipe_for_more_the_columns_are_as_stored() -> None:
-    recipe = Recipe(columns=("weight", "image"))
-    batches = load(recipe, epoch_of_spans(3, 11))
-    for name in ("weight", "image"):
-        joined = np.concatenate([batch.columns[name] for batch in batches])
-        assert joined.dtype == ARRAYS[name].dtype
-        assert np.array_equal(joined, ARRAYS[name])
-
-
-@pytest.mark.parametrize("depth", [1, 2, 3, 10])
-def test_batches_are_the_same_whatever_the_depth(depth: int) -> None:
-    spans = epoch_of_spans(0, 7) + epoch_of_spans(1, 7)
-    one, other = load(RECIPE, spans, depth=2), load(RECIPE, spans, depth=depth)
-    assert [batch.rows for batch in one] == [batch.rows for batch in other]
-    for name in RECIPE.columns:
-        assert [batch.columns[name].tobytes() for batch in one] == [
-            batch.columns[name].tobytes() for batch in other
-        ]
-
-
-@given(cuts=st.lists(st.integers(0, NUM_ROWS), max_size=8), epoch=st.integers(0, 1_000))
-@settings(deadline=None, max_examples=40)
-def test_the_bits_of_an_epoch_do_not_depend_on_its_cut_into_spans(
-    cuts: list[int], epoch: int
-) -> None:
-    edges = [0, *sorted(cuts), NUM_ROWS]
-    spans = [Span(epoch, a, b) for a, b in pairwise(edges)]
-    (whole,) = load(RECIPE, [Span(epoch, 0, NUM_ROWS)])
-    parts = load(RECIPE, spans)
-    assert rows_of(parts) == whole.rows
-    for name in RECIPE.columns:
-        joined = b"".join(part.columns[name].tobytes() for part in parts)
-        assert joined == whole.columns[name].tobytes()
-
-
-def test_each_epoch_holds_every_row_once_in_another_order() -> None:
-    first, second = (rows_of(load(RECIPE, epoch_of_spans(epoch, 6))) for epoch in (0, 1))
-    assert sorted(first) == sorted(second) == list(range(NUM_ROWS))
-    assert first != second
-
-
-def test_spans_may_jump_to_and_fro_within_and_between_epochs() -> None:
-    num_rows = 2 * BLOCK + 100
-    dataset = Dataset.from_arrays({"x": np.arange(num_rows)})
-    generator = np.random.default_rng(5)
-    starts = generator.integers(0, num_rows - 50, 60).tolist()
-    epochs = generator.integers(-1, 2, 60).tolist()
-    spans = [Span(epoch, start, start + 50) for epoch, start in zip(epochs, starts, strict=True)]
-    orders = {epoch: ShuffledOrder(num_rows, 3, epoch).rows(0, num_rows) for epoch in (-1, 0, 1)}
-    recipe = Recipe(columns=("x",), seed=3, shuffle=True)
-    with Loader(dataset, recipe, spans, max_rows=50) as loader:
-        for batch in loader:
-            span = batch.span
-            expected = orders[span.epoch][span.start : span.stop].tolist()
-            assert batch.columns["x"].tolist() == expected
-
-
-@pytest.mark.parametrize("epoch", [-1, 0, 2**40])
-def test_any_whole_number_may_be_the_first_epoch(epoch: int) -> None:
-    (batch,) = load(RECIPE, [Span(epoch, 3, 20)])
-    assert batch.rows == ShuffledOrder(NUM_ROWS, 7, epoch).rows(3, 20).tolist()
-
-
-@pytest.mark.parametrize("depth", [1, 2, 5])
-def test_buffers_are_used_again(depth: int) -> None:
-    places: dict[str, set[int]] = {name: set() for name in RECIPE.columns}
-    spans = epoch_of_spans(0, 1)
-    with Loader(DATASET, RECIPE, spans, max_rows=1, depth=depth) as loader:
-        for batch in loader:
-            for name, tensor in batch.columns.items():
-                places[name].add(tensor.data_ptr())
-    assert {name: len(found) for name, found in places.items()} == {
-        "image": depth + 1,
-        "label": depth + 1,
-    }
-
-
-@dataclass
-class Counted:
-    """A transform that counts its batches, and can be made to fail."""
-
-    num_words: int = 1
-    fail_at: int | None = None
-    count: int = 0
-    threads: set[str] = field(default_factory=set)
-
-    def __call__(self, rows: NDArray[Any], words: NDArray[np.uint64]) -> NDArray[Any]:
-        assert words.shape == (len(rows), self.num_words)
-        if self.count == self.fail_at:
-            raise ZeroDivisionError(f"batch {self.count}")
-        self.count += 1
-        self.threads.add(threading.current_thread().name)
-        return rows
-
-    def wait_for(self, count: int) -> None:
-        deadline = time.monotonic() + 20
-        while self.count < count:
-            assert time.monotonic() < deadline, f"{self.count} of {count} batches within 20 s"
-            time.sleep(0.001)
-
-
-def counted_recipe(transform: Counted) -> Recipe:
-    return Recipe(columns=("label",), augmented="label", transforms=(transform,))
-
-
-@pytest.mark.parametrize("depth", [1, 2])
-def test_the_thread_works_ahead_until_the_buffers_are_full_and_waits_for_them(depth: int) -> None:
-    counted = Counted()
-    spans = epoch_of_spans(0, 1)
-    with Loader(DATASET, counted_recipe(counted), spans, max_rows=1, depth=depth) as loader:
-        counted.wait_for(depth + 1)
-        next(loader)
-        time.sleep(0.02)
-        assert counted.count == depth + 1
-        next(loader)
-        counted.wait_for(depth + 2)
-        time.sleep(0.02)
-        assert counted.count == depth + 2
-    assert counted.threads == {"distrain-loader"}
-
-
-def test_a_batch_stands_until_the_next_is_asked_for() -> None:
-    counted = Counted()
-    with Loader(DATASET, counted_recipe(counted), epoch_of_spans(0, 1), max_rows=1) as loader:
-        for number, batch in enumerate(loader):
-            counted.wait_for(min(number + 3, NUM_ROWS))
-            assert batch.columns["label"].tolist() == [number % 3]
-
-
-def test_an_error_in_the_thread_is_raised_by_the_next_that_would_have_given_its_batch() -> None:
-    recipe = counted_recipe(Counted(fail_at=3))
-    loader = Loader(DATASET, recipe, epoch_of_spans(0, 4), max_rows=4)
-    assert [next(loader).span.start for _ in range(3)] == [0, 4, 8]
-    with pytest.raises(ZeroDivisionError, match="batch 3"):
-        next(loader)
-    assert loader_threads() == []
-    assert list(loader) == []
-
-
-def test_an_error_of_whoever_names_the_spans_is_raised_too() -> None:
-    def spans() -> Iterator[Span]:
-        yield Span(0, 0, 1)
-        raise RuntimeError("no more spans")
-
-    with Loader(DATASET, LABELS, spans(), max_rows=1) as loader:
-        next(loader)
-        with pytest.raises(RuntimeError, match="no more spans"):
-            next(loader)
-
-
-@pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("span", [Span(0, 35, 41), Span(0, -1, 3), Span(0, 5, 3), Span(0, 41, 41)])
-@pytest.mark.parametrize("before", [[], [Span(0, 0, 5)]])
-def test_a_span_outside_of_the_epoch_is_refused(
-    shuffle: bool, span: Span, before: list[Span]
-) -> None:
-    recipe = Recipe(columns=("label",), shuffle=shuffle)
-    with Loader(DATASET, recipe, [*before, span], max_rows=10) as loader:
-        for _ in before:
-            next(loader)
-        with pytest.raises(IndexError) as caught:
-            next(loader)
-    assert str(caught.value) == (
-        f"positions [{span.start}, {span.stop}) lie outside of [0, {NUM_ROWS})"
+def test_ctrl_c_ends_a_loop_promptly() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS],
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begins\n"
+    time.sleep(0.7)
+    process.send_signal(signal.SIGINT)
+    begun = time.monotonic()
+    _, said = process.communicate(timeout=20)
+    assert time.monotonic() - begun < 5
+    assert process.returncode == -signal.SIGINT
+    assert re.findall(r"^(\w+)(?::.*)?$", said, re.MULTILINE)[-1] == "KeyboardInterrupt"
+    assert "in thread" not in said
 
 
-def test_a_span_longer_than_the_buffers_is_refused() -> None:
-    with (
-        Loader(DATASET, LABELS, [Span(0, 0, 4), Span(0, 4, 9)], max_rows=4) as loader,
-        pytest.raises(ValueError, match=r"start=4, stop=9\) has more than the 4 rows that buffers"),
-    ):
-        list(loader)
-
-
-def test_an_unknown_column_is_refused_before_a_thread_starts() -> None:
-    with pytest.raises(DataError, match="arrays has no column 'x'; it has"):
-        Loader(DATASET, Recipe(columns=("label", "x")), [], max_rows=1)
-
-
-@pytest.mark.parametrize("depth", [0, -1])
-def test_a_depth_below_one_is_refused(depth: int) -> None:
-    with pytest.raises(ValueError, match=f"depth is {depth}; it must be 1 or more"):
-        Loader(DATASET, LABELS, [], max_rows=1, depth=depth)
-
-
-def test_a_span_without_positions_is_a_batch_without_samples() -> None:
-    empty, full = load(RECIPE, [Span(0, 12, 12), Span(0, 12, 14)])
-    assert empty.rows == []
-    assert empty.columns["image"].shape == (0, 2, 5, 4)
-    assert empty.columns["label"].shape == (0,)
-    assert full.columns["image"].shape == (2, 2, 5, 4)
-
-
-def test_no_spans_are_no_batches() -> None:
-    assert load(RECIPE, []) == []
-
-
-def test_the_thread_ends_when_the_spans_do() -> None:
-    loader = Loader(DATASET, LABELS, epoch_of_spans(0, 4), max_rows=4)
-    assert len(list(loader)) == 10
-    assert loader_threads() == []
-    assert list(loader) == []
-
-
-@pytest.mark.parametrize("num_taken", [0, 1, 5, 10])
-def test_closing_in_the_middle_leaves_no_thread_and_no_more_batches(num_taken: int) -> None:
-    loader = Loader(DATASET, LABELS, epoch_of_spans(0, 4), max_rows=4)
-    for _ in range(num_taken):
-        next(loader)
-    assert len(loader_threads()) <= 1
-    loader.close()
-    assert loader_threads() == []
-    assert list(loader) == []
-    loader.close()
-
-
-def test_an_endless_iterator_of_spans_ends_with_the_block() -> None:
-    def endless() -> Iterator[Span]:
-        while True:
-            yield Span(0, 0, 1)
-
-    with Loader(DATASET, LABELS, endless(), max_rows=1) as loader:
-        for number, _ in enumerate(loader):
-            if number == 20:
-                break
-    assert loader_threads() == []
-
-
-def test_an_error_in_the_block_is_raised_and_closes_the_loader() -> None:
-    with (
-        pytest.raises(KeyboardInterrupt),
-        Loader(DATASET, LABELS, epoch_of_spans(0, 1), max_rows=1),
-    ):
-        raise KeyboardInterrupt
-    assert loader_threads() == []
-
-
-def test_a_close_from_elsewhere_wakes_who_waits_for_a_batch() -> None:
-    gate = threading.Event()
-
-    def slow() -> Iterator[Span]:
-        assert gate.wait(20)
-        yield Span(0, 0, 1)
-
-    loader = Loader(DATASET, LABELS, slow(), max_rows=1)
-    left: list[Batch] = []
-    consumer = threading.Thread(target=lambda: left.extend(loader), daemon=True)
-    closer = threading.Thread(target=loader.close, daemon=True)
-    consumer.start()
-    time.sleep(0.05)  # until it waits
-    closer.start()
-    time.sleep(0.05)  # until it waits for the thread
-    gate.set()
-    for thread in (consumer, closer):
-        thread.join(20)
-        assert not thread.is_alive()
-    assert left == []
-
-
-def test_with_pinned_memory_every_column_handed_out_lies_in_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pinned: dict[int, torch.Tensor] = {}
-
-    def pin(tensor: torch.Tensor) -> torch.Tensor:
-        copy = tensor.clone()
-        pinned[copy.data_ptr()] = copy
-        return copy
-
-    # To pin in earnest takes a GPU.
-    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    spans = epoch_of_spans(0, 7)
-    with Loader(DATASET, RECIPE, spans, max_rows=7, pin_memory=True) as loader:
-        for batch, expected in zip(loader, load(RECIPE, spans), strict=True):
-            assert {tensor.data_ptr() for tensor in batch.columns.values()} <= set(pinned)
-            for name, tensor in batch.columns.items():
-                assert np.array_equal(tensor.numpy(), expected.columns[name])
-    # Two columns in each of three buffers: what is not handed out is not pinned.
-    assert len(pinned) == 6
-
-
-def test_columns_are_tensors_of_the_stored_dtype() -> None:
-    with Loader(DATASET, RECIPE, [Span(0, 0, 3)], max_rows=8) as loader:
-        (columns,) = [batch.columns for batch in loader]
-    assert {name: tensor.dtype for name, tensor in columns.items()} == {
-        "image": torch.float32,
-        "label": torch.int64,
-    }
-    assert all(tensor.is_contiguous() for tensor in columns.values())
+def test_what_is_handed_out_are_tensors_that_torch_can_take_at_once() -> None:
+    for batch in loader(micro_batch=2):
+        assert all(isinstance(tensor, torch.Tensor) for tensor in batch.values())
+        assert all(tensor.is_contiguous() for tensor in batch.values())
+        assert batch["label"].sum(dim=1).allclose(torch.ones(len(batch["label"])))

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def test_every_bit_of_a_number_and_every_letter_of_a_name_comes_back(
 def test_a_manifest_is_json_that_a_person_can_read(tmp_path: Path) -> None:
     write_manifest(tmp_path, MANIFEST)
     text = (tmp_path / FILE_NAME).read_text()
-    assert json.loads(text)["parts"]["validation"]["shards"] == [
+    assert json.loads(text)["manifest"]["parts"]["validation"]["shards"] == [
         {"path": OTHER.path, "rows": 2, "size_bytes": 400, "sha256": OTHER.sha256}
     ]
     assert text.count("\n") > 20
@@ -85,12 +86,12 @@ def test_the_digest_changes_with_anything_in_the_manifest() -> None:
     parts = MANIFEST.parts
     others: list[Manifest] = [
         changed(MANIFEST, name="pet"),
-        changed(MANIFEST, version=2),
         changed(MANIFEST, columns=(LABEL, IMAGE)),
         changed(MANIFEST, columns=(IMAGE,)),
         changed(MANIFEST, columns=(IMAGE, changed(LABEL, classes=("dog", "cat")))),
         changed(MANIFEST, columns=(IMAGE, changed(LABEL, name="labels"))),
         changed(MANIFEST, columns=(IMAGE, changed(LABEL, kind="number"))),
+        changed(MANIFEST, columns=(IMAGE, changed(LABEL, max_length=1))),
         changed(MANIFEST, columns=(changed(IMAGE, shape=(1, 64)), LABEL)),
         changed(MANIFEST, columns=(changed(IMAGE, dtype="int8"), LABEL)),
         changed(MANIFEST, parts={"train": parts["train"]}),
@@ -110,6 +111,9 @@ def test_the_digest_changes_with_anything_in_the_manifest() -> None:
                 changed(IMAGE_STATISTICS, mean=(0.1 + 2**-56,)),
                 changed(IMAGE_STATISTICS, std=(0.3,)),
                 changed(IMAGE_STATISTICS, label_counts=(1,)),
+                changed(IMAGE_STATISTICS, least=(0.0,)),
+                changed(IMAGE_STATISTICS, greatest=(0.0,)),
+                changed(IMAGE_STATISTICS, missing=1),
             )
         ),
     ]
@@ -132,7 +136,8 @@ def test_a_missing_folder_is_named_with_what_would_make_it(tmp_path: Path) -> No
         read_manifest(folder)
     assert str(caught.value) == (
         f"no data set at {folder}: the folder does not exist; "
-        f"`distrain data make NAME {folder}` writes one of the bundled sets there"
+        f"`distrain data convert SRC {folder}` makes one of files, and "
+        f"`distrain data make NAME {folder}` writes a bundled one"
     )
 
 
@@ -179,13 +184,19 @@ def test_a_cut_manifest_is_refused(tmp_path: Path, num_bytes_kept: int) -> None:
 
 
 def edited(*path: str | int, value: Any) -> bytes:
-    """The manifest as JSON with the value at a path replaced."""
-    root = json.loads(json.dumps(dataclasses.asdict(MANIFEST)))
-    place = root
+    """The file with the value at a path of the manifest replaced, and sealed again."""
+    manifest = json.loads(json.dumps(dataclasses.asdict(MANIFEST)))
+    place = manifest
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
-    return json.dumps(root).encode()
+    return sealed({"manifest": manifest, "version": 2})
+
+
+def sealed(content: dict[str, Any]) -> bytes:
+    """JSON that ends with the SHA-256 of itself, whose own digits count as zeros."""
+    blank = json.dumps({**content, "sha256": "0" * 64})
+    return blank.replace("0" * 64, hashlib.sha256(blank.encode()).hexdigest()).encode()
 
 
 @pytest.mark.parametrize(
@@ -201,7 +212,6 @@ def edited(*path: str | int, value: Any) -> bytes:
         (("parts", "train", "shards", 0, "rows"), 5.5),
         (("parts", "train", "shards", 0, "sha256"), None),
         (("statistics", "image", "mean"), [None]),
-        (("version",), "1"),
     ],
 )
 def test_values_of_the_wrong_type_are_refused(
@@ -209,14 +219,48 @@ def test_values_of_the_wrong_type_are_refused(
 ) -> None:
     message = refusal(tmp_path, edited(*path, value=value))
     assert message.startswith(" is not a valid manifest: ")
-    assert f"$.{path[0]}" in message
+    assert f"$.manifest.{path[0]}" in message
 
 
-def test_another_format_version_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path, edited("version", value=2)) == (
-        " has format version 2, this program reads 1: "
+@pytest.mark.parametrize("content", [{"version": 1, "parts": {}}, {"version": 3, "more": 1}])
+def test_another_format_version_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    assert refusal(tmp_path, json.dumps(content).encode()) == (
+        f" has format version {content['version']}, this program reads 2: "
         "use a matching version of distrain, or write the data set anew"
     )
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    folder = tmp_path_factory.mktemp("manifest")
+    write_manifest(folder, MANIFEST)
+    return folder, (folder / FILE_NAME).read_bytes()
+
+
+@given(data=st.data(), bit=st.integers(0, 7))
+@settings(deadline=None, max_examples=300)
+def test_a_single_flipped_bit_anywhere_is_found(
+    written: tuple[Path, bytes], data: st.DataObject, bit: int
+) -> None:
+    folder, content = written
+    damaged = bytearray(content)
+    damaged[data.draw(st.integers(0, len(content) - 1))] ^= 1 << bit
+    (folder / FILE_NAME).write_bytes(damaged)
+    with pytest.raises(DataError, match="manifest"):
+        read_manifest(folder)
+
+
+def test_a_changed_value_is_told_from_a_broken_file(tmp_path: Path) -> None:
+    write_manifest(tmp_path, MANIFEST)
+    content = (tmp_path / FILE_NAME).read_bytes().replace(b'"rows": 5', b'"rows": 6')
+    assert refusal(tmp_path, content).startswith(" was changed after it was written, or is damaged")
+
+
+def test_names_that_look_like_the_seal_do_no_harm(tmp_path: Path) -> None:
+    column = Column(name='"sha256": "', kind="number", dtype="int8")
+    manifest: Manifest = changed(MANIFEST, name='"sha256": "' + "0" * 64, columns=(column,))
+    write_manifest(tmp_path, manifest)
+    assert read_manifest(tmp_path) == manifest
 
 
 @pytest.mark.parametrize(

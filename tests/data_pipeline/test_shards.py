@@ -27,6 +27,14 @@ def some_rows(count: int) -> dict[str, NDArray[Any]]:
     }
 
 
+def mapped(root: Path, shard: Shard, columns: tuple[Column, ...]) -> dict[str, NDArray[Any]]:
+    """The columns of fixed shape of a shard."""
+    views = map_shard(root, shard, columns).columns
+    arrays = {name: view for name, view in views.items() if isinstance(view, np.ndarray)}
+    assert list(arrays) == list(views)
+    return arrays
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Shard]:
     root = tmp_path_factory.mktemp("shard")
@@ -42,7 +50,7 @@ def test_what_was_written_is_read_back_for_every_dtype_and_shape(
     size = 6 * int(np.prod(shape))
     rows = np.arange(-3, size - 3).reshape(6, *shape).astype(dtype)
     shard = write_shard(tmp_path, "x.arrow", (column,), {"x": rows})
-    view = map_shard(tmp_path, shard, (column,))["x"]
+    view = mapped(tmp_path, shard, (column,))["x"]
     assert view.dtype == rows.dtype
     assert view.shape == rows.shape
     assert np.array_equal(view, rows)
@@ -55,7 +63,7 @@ def test_rows_that_lie_scattered_in_memory_are_written_right(tmp_path: Path) -> 
         "label": rows["label"][::-2],
     }
     shard = write_shard(tmp_path, "x.arrow", COLUMNS, scattered)
-    views = map_shard(tmp_path, shard, COLUMNS)
+    views = mapped(tmp_path, shard, COLUMNS)
     assert np.array_equal(views["image"], rows["image"][::-2])
     assert np.array_equal(views["label"], rows["label"][::-2])
 
@@ -96,7 +104,7 @@ def test_plain_pyarrow_reads_a_shard_as_one_batch_of_fixed_shape_tensors(
 
 
 def test_a_mapped_column_cannot_be_written_to(written: tuple[Path, Shard]) -> None:
-    views = map_shard(*written, COLUMNS)
+    views = mapped(*written, COLUMNS)
     assert [view.flags.writeable for view in views.values()] == [False, False]
     with pytest.raises(ValueError, match="read-only"):
         views["label"][0] = 1
@@ -106,7 +114,7 @@ def test_a_mapped_column_is_the_file_itself_and_no_copy(tmp_path: Path) -> None:
     rows = some_rows(1_000)
     shard = write_shard(tmp_path, "x.arrow", COLUMNS, rows)
     allocated = pa.total_allocated_bytes()
-    view = map_shard(tmp_path, shard, COLUMNS)["image"]
+    view = mapped(tmp_path, shard, COLUMNS)["image"]
     assert pa.total_allocated_bytes() - allocated < 4_096
     file = tmp_path / "x.arrow"
     place = file.read_bytes().index(rows["image"].tobytes())
@@ -186,7 +194,7 @@ def test_no_damage_to_a_header_ends_the_process_or_gives_rows_of_another_shape(
             file.unlink()
             file.write_bytes(damaged)
             try:
-                views = map_shard(tmp_path, shard, COLUMNS)
+                views = mapped(tmp_path, shard, COLUMNS)
             except DataError:
                 num_refused += 1
             else:

@@ -1,3 +1,4 @@
+import io
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 from sklearn.datasets import load_breast_cancer, load_wine
 from sklearn.preprocessing import StandardScaler
 
-from data_pipeline import DataError, Dataset, write_dataset
+from data_pipeline import DataError, Dataset, Ragged, write_dataset
 from data_pipeline.manifest import Column
 from data_pipeline.standardize import standardization
 
@@ -115,3 +117,34 @@ def test_an_unknown_column_is_refused() -> None:
     dataset = Dataset.from_arrays({"x": np.ones(2)})
     with pytest.raises(DataError, match=r"arrays has no column 'y'; it has \['x'\]"):
         standardization(dataset, "y", scaled=True)
+
+
+def test_texts_and_sequences_of_bytes_are_left_alone() -> None:
+    bytes_in_rows = Ragged.of_bytes([b"ab", b"cde"])
+    dataset = Dataset.from_arrays({"text": ["ab", "cde"], "steps": bytes_in_rows})
+    for name in ("text", "steps"):
+        assert standardization(dataset, name, scaled=True) is None
+        assert standardization(dataset, name, scaled=False) is None
+
+
+def test_encoded_pictures_get_mean_0_and_std_1_in_each_channel(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(4).normal([60, 120, 180], [10, 20, 30], (20, 8, 9, 3))
+    pixels = pixels.clip(0, 255).astype(np.uint8)
+    encoded = []
+    for image in pixels:
+        written = io.BytesIO()
+        Image.fromarray(image).save(written, "PNG")
+        encoded.append(written.getvalue())
+    column = Column(name="x", kind="image", dtype="uint8", shape=(3,))
+    parts: Any = {"train": {"x": Ragged.of_bytes(encoded)}}
+    write_dataset(tmp_path / "d", "d", [column], parts)
+    out = standardized(Dataset(tmp_path / "d"), pixels.transpose(0, 3, 1, 2)).astype(np.float64)
+    assert np.abs(out.mean(axis=(0, 2, 3))).max() < 1e-6
+    assert np.abs(out.std(axis=(0, 2, 3)) - 1).max() < 1e-6
+
+
+def test_a_data_set_without_these_statistics_says_what_to_do() -> None:
+    dataset = Dataset.from_arrays({"x": np.ones((3, 2))})
+    dataset.statistics = {}
+    with pytest.raises(DataError, match=r"lacks the mean and .* of column 'x', .* set standardize"):
+        standardization(dataset, "x", scaled=True)

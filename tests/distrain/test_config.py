@@ -41,6 +41,10 @@ def training(**fields: object) -> object:
             "data.prefetch is 0; give 1 to 1000",
         ),
         (
+            lambda: DataConfig(path="p", inputs="x", target="y", threads=0),
+            "data.threads is 0; give 1 to 1000",
+        ),
+        (
             lambda: LossConfig(name="crossentropy"),
             r"loss.name is 'crossentropy', .*did you mean cross_entropy\?",
         ),

@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
 
 from data_pipeline import Dataset
-from data_pipeline.loader import Recipe
+from data_pipeline.recipe import Recipe
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.metrics import MetricSet
 from distrain.coordinator.stops import StopAskedError

@@ -127,6 +127,26 @@ def test_places_of_an_image_count_one_by_one() -> None:
     assert found == pytest.approx(of_scikit_learn(target, outputs.argmax(1)), abs=1e-12)
 
 
+@given(problem=problems(), cuts=CUTS)
+@settings(deadline=None, max_examples=30)
+def test_of_probabilities_the_largest_is_the_class(
+    problem: tuple[int, torch.Tensor, torch.Tensor], cuts: list[int]
+) -> None:
+    num_classes, outputs, target = problem
+    metrics = MetricSet(OF_CLASSES, num_classes)
+    soft = 0.7 * torch.nn.functional.one_hot(target, num_classes) + 0.3 / num_classes
+    found = over_a_split(metrics, outputs, soft, inside(cuts, len(target)))
+    assert found == pytest.approx(of_scikit_learn(target, outputs.argmax(1)), abs=1e-12)
+
+
+def test_probabilities_of_the_places_of_an_image_count_one_by_one() -> None:
+    torch.manual_seed(1)
+    outputs, target = torch.randn(7, 4, 3, 5), torch.rand(7, 4, 3, 5)
+    found = over_a_split(MetricSet(OF_CLASSES, 4), outputs, target, [2, 6])
+    expected = of_scikit_learn(target.argmax(1), outputs.argmax(1))
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
 def test_a_hand_computed_confusion() -> None:
     target = torch.tensor([0, 0, 0, 1, 1, 2])
     outputs = torch.nn.functional.one_hot(torch.tensor([0, 0, 1, 1, 2, 2]), 4).float()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipeline import DataError, augment
+from data_pipeline import DataError, Dataset, augment
 from distrain.config import OPTIMIZERS, Job, OptimizerConfig, ScheduleConfig
 from distrain.errors import ConfigError
 from distrain.job_file import job_from_mapping
@@ -107,17 +107,28 @@ def test_a_schedule_is_that_of_the_name_over_the_runs_length(
 
 
 def test_transforms_are_made_in_the_order_of_their_tables() -> None:
-    made = make_transforms({"flip": {"probability": 0.25}, "shift": {"pixels": 2, "fill": 1.0}})
-    assert made == [augment.Flip(0.25), augment.Shift(2, 1.0)]
-    assert make_transforms({"shift": {}}) == [augment.Shift()]
-    assert make_transforms({}) == []
+    tables = {"flip": {"probability": 0.25}, "shift": {"pixels": 2, "fill": 1.0}, "mixup": {}}
+    made = make_transforms("data.augment", tables)
+    assert made == [augment.Flip(0.25), augment.Shift(2, 1.0), augment.Mixup()]
+    assert make_transforms("data.augment", {"shift": {}}) == [augment.Shift()]
+    assert make_transforms("data.prepare", {}) == []
+
+
+def test_every_transform_has_a_name_that_a_table_can_have() -> None:
+    named = {kind.__name__ for kind in augment.TRANSFORMS.values()}
+    public = {name for name in augment.__all__ if name[0].isupper() and name != "TRANSFORMS"}
+    bases = {"AfterScaling", "Cropping", "Draw", "InputTransform", "Samples", "Transform"}
+    assert named == public - bases
+    for name in ("shift", "flip", "mixup", "cutmix", "vertical_flip", "geometry"):
+        (made,) = make_transforms("data.augment", {name: {}})
+        assert type(made) is augment.TRANSFORMS[name]
 
 
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
         ({"shfit": {}}, r"unknown transform data\.augment\.shfit: did you mean shift\?"),
-        ({"cutout": {}}, r"unknown transform data\.augment\.cutout: known are flip, shift"),
+        ({"blur": {}}, r"unknown transform data\.augment\.blur: known are brightness, center_crop"),
         (
             {"shift": {"pixel": 1}},
             r"unknown option data\.augment\.shift\.pixel: did you mean pixels\?",
@@ -130,7 +141,7 @@ def test_a_transform_that_cannot_be_is_refused(
     tables: dict[str, dict[str, Any]], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        make_transforms(tables)
+        make_transforms("data.augment", tables)
 
 
 @pytest.mark.parametrize(
@@ -263,8 +274,8 @@ def test_a_loss_of_numbers_wants_one_number_a_sample(tmp_path: Path, name: str) 
     from data_pipeline.sources.bundled import make_bundled  # noqa: PLC0415
 
     make_bundled("diabetes", tmp_path / "diabetes")
-    manifest = json.loads((tmp_path / "diabetes" / "manifest.json").read_text())
-    target = next(c["name"] for c in manifest["columns"] if c["kind"] == "number")
+    columns = Dataset(tmp_path / "diabetes").columns.values()
+    target = next(column.name for column in columns if column.kind == "number")
     history = run_job(
         job(
             tmp_path / "diabetes",

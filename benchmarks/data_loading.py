@@ -73,12 +73,19 @@ def tuned(run: Run, names: Sequence[str], seconds: float, tries: int) -> dict[st
     """By contestant, the workers or threads that were fastest; all speeds go to stderr."""
     best = {}
     for name in names:
-        speeds = [
-            least_disturbed(run, name, count, seconds / 2, tries).samples_per_s for count in COUNTS
-        ]
+        speeds = [speed_of(run, name, count, seconds / 2, tries) for count in COUNTS]
         best[name] = COUNTS[speeds.index(max(speeds))]
         print(f"{run.task}: {name} with {COUNTS}: {[round(s) for s in speeds]}", file=sys.stderr)
     return best
+
+
+def speed_of(run: Run, name: str, count: int, seconds: float, tries: int) -> float:
+    """Samples a second; 0 with a number of workers or threads that it refuses."""
+    try:
+        return least_disturbed(run, name, count, seconds, tries).samples_per_s
+    except FailedError as failed:
+        print(f"{run.task}: {name} with {count} failed: {failed}", file=sys.stderr)
+        return 0.0
 
 
 def rounds_of(

@@ -12,7 +12,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.gather import Blocks
 from data_pipeline.manifest import Column, ColumnStatistics, Shard, read_manifest
 from data_pipeline.ragged import Ragged
-from data_pipeline.shards import Values, map_shard, verify_shard
+from data_pipeline.shards import Values, allow_open_files, map_shard, verify_shard
 from data_pipeline.statistics import column_statistics
 
 
@@ -53,6 +53,7 @@ class Dataset:
         self.part, self._shards = part, manifest.parts[part].shards
         if not manifest.parts[part].rows:
             raise DataError(f"part {part!r} of {root} has no rows: write the data set anew")
+        allow_open_files(len(self._shards))
         mapped = [map_shard(root, shard, manifest.columns) for shard in self._shards]
         self._mapped = tuple(mapped)
         self._set_blocks({name: [shard.columns[name] for shard in mapped] for name in self.columns})

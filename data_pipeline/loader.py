@@ -140,6 +140,9 @@ class Loader:
 
         The threads go on with the next epoch while its loop is not there yet. They end with
         `close`, with the loader itself, and where a loop is left by `break` or an exception.
+
+        Raises:
+            RuntimeError: the loader was closed within the loop, or left by another loop over it.
         """
         if self._open is None:
             self._open = self._opened()
@@ -154,6 +157,11 @@ class Loader:
         except BaseException:
             self.close()
             raise
+        if self.epoch == epoch:
+            raise RuntimeError(
+                f"the loader was closed while a loop was at position {self.position} of epoch "
+                f"{epoch}: leave the loop first, and let only one go over a loader"
+            )
 
     def _opened(self) -> OnDevice:
         prefetcher = Prefetcher(

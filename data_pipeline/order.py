@@ -24,6 +24,9 @@ after 1,500 epochs with 8 rounds, after some 20,000 with 16; with 24 it finds no
 BLOCK = 8_192
 """Positions that are worth a call: a loader asks for so many at a time."""
 
+_FEW_MEMBERS = 64
+"""A class of so many rows or fewer is put in order by sorting, all passes in one call."""
+
 _LANES = 512
 """Values that a round is done for in turn: they stay in the first-level cache."""
 
@@ -132,6 +135,8 @@ class BalancedOrder:
     def _visits(self, number: int, first: int, last: int) -> NDArray[np.int64]:
         """The rows of a class at its visits [first, last)."""
         members = self.by_class[number]
+        if len(members) <= _FEW_MEMBERS:
+            return self._visits_of_few(number, first, last)
         found = []
         while first < last:
             done, place = divmod(first, len(members))
@@ -140,6 +145,15 @@ class BalancedOrder:
             found.append(members[ShuffledOrder(len(members), key, 0).rows(place, end)])
             first += end - place
         return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def _visits_of_few(self, number: int, first: int, last: int) -> NDArray[np.int64]:
+        """The same for a class that is gone through many times in a block: all passes at once."""
+        members = self.by_class[number]
+        done, until = first // len(members), -(-last // len(members))
+        key = derive_key("class", self.seed, self.epoch, number)
+        words = words_at(key, done, until - done, len(members))
+        visits = members[words.argsort(axis=1, kind="stable")].reshape(-1)
+        return visits[first - done * len(members) : last - done * len(members)]
 
 
 def rows_by_class(labels: NDArray[Any], num_classes: int) -> tuple[NDArray[np.int64], ...]:

@@ -10,8 +10,8 @@ LIMIT_BYTES = 256 * 2**20
 """File pages beyond those at the start that a process may hold; they are faulted in again from the
 file cache, which is the system's to keep or to drop."""
 
-_FAULT_BYTES = 2 * 2**16
-"""At either end of a row the pages round it are mapped too: Linux calls it fault-around."""
+_FAULT_BYTES = 2**21
+"""What one read can bring into the process: Linux maps pages round it, up to a large folio."""
 
 
 class ResidentLimit:

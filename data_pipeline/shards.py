@@ -3,6 +3,7 @@
 import hashlib
 import math
 import mmap
+import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from data_pipeline.durable import fsync_file
 from data_pipeline.errors import DataError, StorageError
 from data_pipeline.manifest import Column, Shard, check_column
 from data_pipeline.ragged import Ragged
+
+_OTHER_FILES = 256
+"""How many a process may open besides shards."""
 
 Values = NDArray[Any] | Ragged
 """A column of some rows: an array `(N, *shape)`, or rows of differing length."""
@@ -138,6 +142,18 @@ class MappedShard:
         They stay in the file cache while there is room; what falls is this process's own share.
         """
         self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def allow_open_files(more: int) -> None:
+    """Raises this process's limit on open files, where a data set of so many shards needs it.
+
+    A map holds its file open. The usual limit of 1,024 is a soft one, which a process may raise.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = sum(1 for _ in Path("/proc/self/fd").iterdir()) + more + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and wanted > soft:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def map_shard(root: Path, shard: Shard, columns: tuple[Column, ...]) -> MappedShard:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import tomli_w
@@ -71,6 +71,9 @@ def _refuse_unknown(raw: Mapping[str, Any], described: type, prefix: str) -> Non
             raise ConfigError(f"unknown field {prefix}{name}: {near_names(name, types)}")
         if dataclasses.is_dataclass(types[name]) and isinstance(value, Mapping):
             _refuse_unknown(value, types[name], f"{prefix}{name}.")
+        allowed = get_args(types[name]) if get_origin(types[name]) is Literal else ()
+        if allowed and value not in allowed:
+            raise ConfigError(f"{prefix}{name} is {value!r}: {near_names(str(value), allowed)}")
 
 
 def _with_nones(raw: Mapping[str, Any], described: type) -> dict[str, Any]:

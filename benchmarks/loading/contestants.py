@@ -54,10 +54,10 @@ CONTESTANTS: Mapping[str, Entry] = {
     "hugging_face": Entry(
         "hugging_face_peer", {"A1": 0, "A2": 0, "B": 2}, {"datasets": "datasets", **SIMPLEJPEG}
     ),
-    "spdl": Entry("spdl_peer", {"A1": 2, "A2": 2, "B": 2}, {"spdl": "spdl", **SIMPLEJPEG}),
+    "spdl": Entry("spdl_peer", {"A1": 2, "A2": 2, "B": 3}, {"spdl": "spdl", **SIMPLEJPEG}),
     "grain": Entry(
         "grain_peer",
-        {"A1": 0, "A2": 1, "B": 4},
+        {"A1": 0, "A2": 2, "B": 4},
         {"grain": "grain", "array_record": "array-record", **SIMPLEJPEG},
     ),
     "streaming": Entry(
@@ -70,7 +70,7 @@ CONTESTANTS: Mapping[str, Entry] = {
         "webdataset_peer", {"A1": 2, "A2": 2, "B": 2}, {"webdataset": "webdataset", **SIMPLEJPEG}
     ),
     "litdata": Entry(
-        "litdata_peer", {"A1": 2, "A2": 2, "B": 2}, {"litdata": "litdata", **SIMPLEJPEG}
+        "litdata_peer", {"A1": 1, "A2": 1, "B": 2}, {"litdata": "litdata", **SIMPLEJPEG}
     ),
 }
 

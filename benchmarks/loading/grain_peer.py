@@ -15,7 +15,13 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from grain import python as grain_python
 
 from benchmarks.loading.task import Batch, Epochs, Task, make_once
-from benchmarks.loading.transforms import cropper, decoder, moved, nchw, padded, standardiser
+from benchmarks.loading.transforms import (
+    cut_into_epochs,
+    moved,
+    padded,
+    picture_batches,
+    standardiser,
+)
 
 
 def _write(task: Task, folder: Path) -> None:
@@ -38,37 +44,25 @@ def _by_batch(task: Task) -> Callable[[Any], Batch]:
     return gather
 
 
-def _reading(threads: int, ahead: int) -> Any:
-    return grain_python.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=ahead if threads else 0
-    )
+def _pictures(task: Task, folder: Path) -> Callable[[Any], Batch]:
+    made = make_once(folder, lambda new: _write(task, new))
+    source = grain_python.ArrayRecordDataSource([str(made / "data.array_record")])
+    load = picture_batches(task)
 
+    def take(numbers: Any) -> Batch:
+        records = source.__getitems__(np.asarray(numbers).tolist())
+        labels = [int.from_bytes(record[:8], "little") for record in records]
+        return load([record[8:] for record in records]), torch.tensor(labels)
 
-def _numbers(task: Task, threads: int) -> Epochs:
-    """A1 and A2: their batches are gathered from memory."""
-    gather, ahead = _by_batch(task), _reading(threads, 8)
-    while True:
-        numbers = grain_python.MapDataset.range(task.rows).shuffle(seed=random.getrandbits(31))
-        yield numbers.batch(task.batch).map(gather).to_iter_dataset(ahead)
+    return take
 
 
 def grain(task: Task, folder: Path, threads: int) -> Epochs:
-    if not task.encoded:
-        yield from _numbers(task, threads)
-    made = make_once(folder, lambda new: _write(task, new))
-    source = grain_python.ArrayRecordDataSource([str(made / "data.array_record")])
-    decode, crop = decoder("simplejpeg"), cropper(task.side)
-    standardise = standardiser(task)
-
-    def take(record: bytes) -> tuple[Any, int]:
-        return crop(decode(record[8:])), int.from_bytes(record[:8], "little")
-
-    def finish(batch: Any) -> Batch:
-        crops, labels = batch
-        return standardise(nchw(torch.from_numpy(crops))), torch.from_numpy(labels)
-
-    ahead = _reading(threads, 2 * task.batch)
-    pictures = grain_python.MapDataset.source(source)
-    while True:
-        shuffled = pictures.shuffle(seed=random.getrandbits(31)).map(take)
-        yield map(finish, shuffled.to_iter_dataset(ahead).batch(task.batch))
+    torch.set_num_threads(1)  # the threads are grain's
+    take = _pictures(task, folder) if task.encoded else _by_batch(task)
+    reading = grain_python.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=8 if threads else 0
+    )
+    numbers = grain_python.MapDataset.range(task.rows).shuffle(seed=random.getrandbits(31))
+    batches = numbers.batch(task.batch).repeat().map(take)
+    yield from cut_into_epochs(iter(batches.to_iter_dataset(reading)), task)

@@ -1,20 +1,18 @@
 """SPDL: a pipeline of threads; batches are gathered, or pictures decoded by simplejpeg."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from spdl.pipeline import PipelineBuilder
 
 from benchmarks.loading.task import Batch, Epochs, Task
 from benchmarks.loading.transforms import (
-    cropper,
-    decoder,
+    cut_into_epochs,
     moved,
-    nchw,
     padded,
+    picture_batches,
     standardiser,
 )
 
@@ -32,38 +30,26 @@ def _by_batch(task: Task) -> Callable[[torch.Tensor], Batch]:
     return gather
 
 
-def _pictures(task: Task) -> Callable[[int], tuple[Any, int]]:
-    decode, crop = decoder("simplejpeg"), cropper(task.side)
-    return lambda row: (crop(decode(task.jpeg(row).read_bytes())), row)
+def _pictures(task: Task) -> Callable[[torch.Tensor], Batch]:
+    load = picture_batches(task)
 
+    def take(rows: torch.Tensor) -> Batch:
+        return load([task.jpeg(row).read_bytes() for row in rows.tolist()]), rows
 
-def _stacker(task: Task) -> Callable[[Sequence[tuple[Any, int]]], Batch]:
-    standardise = standardiser(task)
-
-    def stack(samples: Sequence[tuple[Any, int]]) -> Batch:
-        crops, labels = zip(*samples, strict=True)
-        return standardise(nchw(torch.from_numpy(np.stack(crops)))), torch.tensor(labels)
-
-    return stack
+    return take
 
 
 def spdl(task: Task, _: Path, threads: int) -> Epochs:
     threads = max(1, threads)
     torch.set_num_threads(1)  # the pipeline has its own
-    load = _pictures(task) if task.encoded else _by_batch(task)
-    stack = _stacker(task)
 
-    def epoch() -> Iterator[Batch]:
-        order: Any = torch.randperm(task.rows)
-        builder: Any = PipelineBuilder().add_source(
-            order.tolist() if task.encoded else order.split(task.batch)
-        )
-        builder.pipe(load, concurrency=threads)
-        if task.encoded:
-            builder.aggregate(task.batch).pipe(stack)
-        pipeline = builder.add_sink(2).build(num_threads=threads + int(task.encoded))
-        with pipeline.auto_stop():
-            yield from pipeline
+    def batches() -> Iterator[torch.Tensor]:
+        while True:
+            order: Any = torch.randperm(task.rows)
+            yield from order.split(task.batch)
 
-    while True:
-        yield epoch()
+    take = _pictures(task) if task.encoded else _by_batch(task)
+    builder: Any = PipelineBuilder().add_source(batches()).pipe(take, concurrency=threads)
+    pipeline = builder.add_sink(2).build(num_threads=threads)
+    with pipeline.auto_stop():
+        yield from cut_into_epochs(iter(pipeline), task)

@@ -5,7 +5,8 @@ Shared, so that the loaders are compared and not how well somebody crops.
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.loading.task import AREA, RATIO, REACH, Task
+from benchmarks.loading.task import AREA, RATIO, REACH, Batch, Epochs, Task
 
 Images = NDArray[np.uint8]
 
@@ -126,3 +127,23 @@ def pillow_crop(encoded: Any, side: int) -> Images:
     if random.random() < 0.5:
         new = new.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.array(new)
+
+
+def picture_batches(task: Task) -> Callable[[Sequence[bytes]], torch.Tensor]:
+    """Makes of a batch's JPEGs what B wants: in one call, so that a thread does all of a batch."""
+    decode, crop, standardise = decoder("simplejpeg"), cropper(task.side), standardiser(task)
+
+    def load(encoded: Sequence[bytes]) -> torch.Tensor:
+        crops = np.empty((len(encoded), task.side, task.side, 3), np.uint8)
+        for place, picture in enumerate(encoded):
+            crops[place] = crop(decode(picture))
+        return standardise(nchw(torch.from_numpy(crops)))
+
+    return load
+
+
+def cut_into_epochs(batches: Iterator[Batch], task: Task) -> Epochs:
+    """An endless stream of batches, which goes on across the ends of epochs, by epoch."""
+    num_batches = math.ceil(task.rows / task.batch)
+    while True:
+        yield islice(batches, num_batches)

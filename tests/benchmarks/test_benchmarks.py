@@ -139,3 +139,12 @@ def test_restart_reports_where_the_seconds_go(tmp_path: Path) -> None:
     )
     assert found["seconds"]["whole"]["n"] == 2
     assert_conditions_are_stated(found)
+
+
+def test_jpeg_decoding_reports_each_way_and_how_far_it_is_from_pillows(tmp_path: Path) -> None:
+    found = run(tmp_path, "jpeg_decoding", "--images", 6, "--rounds", 1, "--size", 32)
+    assert_conditions_are_stated(found)
+    assert any(name.startswith("simplejpeg") for name in found["decode"])
+    assert any("distrain" in name for name in found["whole_way"])
+    for way in found["whole_way"].values():
+        assert way["mean_difference_to_pillow"] < 3

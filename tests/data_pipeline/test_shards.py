@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 from data_pipeline.errors import DataError, StorageError
 from data_pipeline.manifest import DTYPES, Column, Shard
 from data_pipeline.shards import arrow_type, file_sha256, map_shard, verify_shard, write_shard
+from data_pipeline.writer import write_dataset
+from tests.conftest import ROOT
 
 IMAGE = Column(name="image", kind="tensor", dtype="uint8", shape=(3, 4, 5))
 LABEL = Column(name="label", kind="label", dtype="int64", classes=("a", "b"))
@@ -323,3 +327,29 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None
     (tmp_path / "train").write_text("a file where the folder should be")
     with pytest.raises(StorageError, match=r"cannot write .*train/0\.arrow: "):
         write_shard(tmp_path, "train/0.arrow", COLUMNS, some_rows(1))
+
+
+def test_more_shards_than_files_may_be_open_raise_the_limit_instead_of_failing(
+    tmp_path: Path,
+) -> None:
+    column = Column(name="x", kind="number", dtype="float32")
+    rows = {"x": np.arange(300, dtype=np.float32)}
+    write_dataset(tmp_path / "set", "many", [column], {"train": rows}, rows_per_shard=1)
+    program = (
+        "import resource, sys\n"
+        "import numpy as np\n"
+        "from data_pipeline import Dataset\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))\n"
+        "data, out = Dataset(sys.argv[1]), np.empty(300, np.float32)\n"
+        "data.gather('x', np.arange(300), out)\n"
+        "print(out.sum())\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "set")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert found.stdout.strip() == "44850.0"

@@ -368,3 +368,8 @@ def test_a_none_that_is_no_default_survives_the_file(tmp_path: Path) -> None:
     (tmp_path / "resolved.toml").write_bytes(job_toml(job_tables(job)))
     assert read_job(tmp_path / "resolved.toml") == job
     assert 'validation = "none"' in (tmp_path / "resolved.toml").read_text()
+
+
+def test_a_word_that_a_field_does_not_take_is_told_the_near_ones() -> None:
+    with pytest.raises(ConfigError, match=r"data\.sampling is 'bootstap': did you mean bootstrap"):
+        job_from_mapping(with_fields(data={"sampling": "bootstap"}))

@@ -142,7 +142,7 @@ def test_restart_reports_where_the_seconds_go(tmp_path: Path) -> None:
 
 
 def test_jpeg_decoding_reports_each_way_and_how_far_it_is_from_pillows(tmp_path: Path) -> None:
-    found = run(tmp_path, "jpeg_decoding", "--images", 6, "--rounds", 1, "--size", 32)
+    found = run(tmp_path, "jpeg_decoding", "--images", 6, "--rounds", 1)
     assert_conditions_are_stated(found)
     assert any(name.startswith("simplejpeg") for name in found["decode"])
     assert any("distrain" in name for name in found["whole_way"])

@@ -231,18 +231,9 @@ def test_what_is_drawn_never_changes_between_releases() -> None:
         3,
         7,
     ]
-    assert whole(of_labels(np.array([0] * 7 + [1] * 3), 0, 0)).tolist() == [
-        6,
-        8,
-        7,
-        1,
-        3,
-        9,
-        0,
-        7,
-        2,
-        9,
-    ]
+    few, many = np.array([0] * 7 + [1] * 3), np.array([0] * 70 + [1] * 3)
+    assert whole(of_labels(few)).tolist() == [3, 9, 7, 4, 0, 8, 2, 7, 6, 8]
+    assert of_labels(many).rows(0, 10).tolist() == [35, 72, 70, 64, 9, 71, 25, 70, 23, 71]
 
 
 LABEL = (np.arange(3 * BLOCK) ** 2 % 7).astype(np.int64)

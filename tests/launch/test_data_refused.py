@@ -89,7 +89,18 @@ def test_a_label_outside_of_the_classes_is_named_with_its_record(
 ) -> None:
     folder = tmp_path / "cifar"
     folder.mkdir()
-    names = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    names = [
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ]
     (folder / "batches.meta.txt").write_text("\n".join(names) + "\n")
     records = b"".join(bytes([label]) + bytes(3072) for label in (0, 9, 10))
     (folder / "data_batch_1.bin").write_bytes(records)

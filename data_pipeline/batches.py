@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from data_pipeline.augment.transform import Samples, run
 from data_pipeline.dataset import Dataset
 from data_pipeline.heads import Span, clear_padding
+from data_pipeline.ragged import LENGTHS
 from data_pipeline.recipe import Recipe
-from data_pipeline.stages import LENGTHS, stages_of
+from data_pipeline.stages import stages_of
 
 Shape = tuple[tuple[int, ...], np.dtype[Any]]
 """Of a row, with its dtype."""
@@ -126,13 +127,19 @@ class BatchBuilder:
         run(self._stages.raw, samples, **place)
         for name, scaling in self._stages.late_scaling.items():
             raw = samples.arrays[name]
-            scaled = np.empty(raw.shape, np.float32)
-            scaling.apply(raw, scaled)
-            if name + LENGTHS in samples.arrays:
-                clear_padding(scaled, samples.arrays[name + LENGTHS])
-            samples.arrays[name] = scaled
+            samples.arrays[name] = np.empty(raw.shape, np.float32)
+            scaling.apply(raw, samples.arrays[name])
+        self._clear_padding(samples)  # for the transforms that come now, and again after them
         run(self._stages.scaled, samples, **place)
+        self._clear_padding(samples)
         return samples.arrays
+
+    def _clear_padding(self, samples: Samples) -> None:
+        for name in self._stages.padded:
+            padded, lengths = samples.arrays[name], samples.arrays[name + LENGTHS]
+            if not padded.flags.writeable:
+                padded = samples.arrays[name] = padded.copy()
+            clear_padding(padded, lengths)
 
     def _probed(self) -> dict[str, Shape]:
         """What the transforms make of the first samples: the shape of every batch's columns."""

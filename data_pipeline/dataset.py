@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.gather import Blocks
-from data_pipeline.manifest import Column, ColumnStatistics, Shard, read_manifest
+from data_pipeline.manifest import Column, ColumnStatistics, Shard, check_column, read_manifest
 from data_pipeline.ragged import Ragged
 from data_pipeline.shards import Values, allow_open_files, map_shard, verify_shard
 from data_pipeline.statistics import column_statistics
@@ -68,8 +68,8 @@ class Dataset:
     ) -> "Dataset":
         """A data set from arrays `(N, ...)` in memory, its statistics being those of the arrays.
 
-        Floating columns are kept as float32. `classes` makes an integer column `(N,)` a label;
-        `Ragged` rows make a sequence, a list of strings a text.
+        Floating columns are kept as float32, truth values as uint8. `classes` makes an integer
+        column `(N,)` a label; `Ragged` rows make a sequence, a list of strings a text.
 
         Raises:
             DataError: the arrays differ in rows, a label lies outside of its classes, or `classes`
@@ -257,6 +257,7 @@ def _described(
         longest = int(texts.lengths.max(initial=0))
         return Column(name=name, kind="text", dtype="uint8", max_length=longest), texts
     array = np.asarray(values)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if classes is not None:
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise DataError(
@@ -267,8 +268,11 @@ def _described(
         return Column(name=name, kind="label", dtype="int64", classes=tuple(classes)), array
     if array.dtype.kind == "f":
         array = array.astype(np.float32)
-    if array.dtype.kind not in "iufb":
+    if array.dtype.kind == "b":
+        array = array.astype(np.uint8)
+    if array.dtype.kind not in "iuf":
         raise DataError(f"column {name!r} has dtype {array.dtype}; numbers are wanted")
     kind: Literal["tensor", "number"] = "tensor" if array.ndim > 1 else "number"
     column = Column(name=name, kind=kind, dtype=str(array.dtype), shape=array.shape[1:])
+    check_column(column)
     return column, array.copy(order="C")

@@ -25,6 +25,7 @@ class Blocks:
     Attributes:
         arrays: They are kept, since the compiled loops know their addresses alone.
         starts: The number of the first row of each, and behind them that of all rows, int64.
+        dtype: That of the rows.
     """
 
     def __init__(self, arrays: Sequence[NDArray[Any]]) -> None:
@@ -34,14 +35,25 @@ class Blocks:
         self.starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
         self._addresses = np.array([array.ctypes.data for array in arrays], np.uint64)
         first = arrays[0]
-        self._words = _word_like(first)
+        self.dtype, self._shape = first.dtype, first.shape[1:]
+        self._words = _word_like(self.arrays)
         self._like = np.empty(0, first.dtype)
         self._width = math.prod(first.shape[1:])
 
     def copy(self, rows: NDArray[np.int64], out: NDArray[Any]) -> None:
         """Copies rows to `out` `(B, *shape)`, of the same dtype."""
+        self._check(rows, out, self.dtype)
         flat = out.reshape(len(out), self._width).view(self._words.dtype)
         _copy(self._addresses, self.starts, rows, flat, self._words)
+
+    def _check(self, rows: NDArray[np.int64], out: NDArray[Any], dtype: np.dtype[Any]) -> None:
+        """The loops write where they are told to: an array of another size would be overrun."""
+        wanted = (len(rows), *self._shape)
+        if out.shape != wanted or out.dtype != dtype or not out.flags.c_contiguous:
+            raise ValueError(
+                f"rows of {dtype} go to a contiguous array of shape {wanted}, not to {out.dtype} "
+                f"of shape {out.shape}"
+            )
 
     def scale(
         self,
@@ -52,6 +64,7 @@ class Blocks:
         out: NDArray[np.float32],
     ) -> None:
         """`float32(x) * scale[k] + offset[k]` to `out`; k counts runs of `inner`, and wraps."""
+        self._check(rows, out, np.dtype(np.float32))
         flat = out.reshape(len(out), self._width)
         kernel = _scale_features if inner == 1 else _scale_planes
         kernel(self._addresses, self.starts, rows, scale, offset, inner, flat, self._like)
@@ -68,15 +81,16 @@ class Blocks:
         out: NDArray[np.float32],
     ) -> None:
         """Images `(B, C, H, W)` whose window begins at (down, right), mirrored, and scaled."""
+        self._check(rows, out, np.dtype(np.float32))
         places = np.stack([down, right, mirrored])
         _window(self._addresses, self.starts, rows, places, fill, scale, offset, out, self._like)
 
 
-def _word_like(array: NDArray[Any]) -> NDArray[Any]:
-    """An empty array of the widest words that a row can be copied in."""
-    row_bytes = array.itemsize * math.prod(array.shape[1:])
-    aligned = row_bytes | array.ctypes.data
-    return np.empty(0, np.uint64 if aligned % 8 == 0 else np.uint8)
+def _word_like(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """An empty array of the widest words that every row can be copied in."""
+    row_bytes = arrays[0].itemsize * math.prod(arrays[0].shape[1:])
+    aligned = row_bytes % 8 == 0 and all(array.ctypes.data % 8 == 0 for array in arrays)
+    return np.empty(0, np.uint64 if aligned else np.uint8)
 
 
 @intrinsic  # type: ignore[misc, unused-ignore]

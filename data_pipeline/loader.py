@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 import torch
 
-from data_pipeline.augment.transform import Transform
+from data_pipeline.augment.transform import InputTransform, Transform
 from data_pipeline.dataset import Dataset
 from data_pipeline.heads import Span
 from data_pipeline.on_device import OnDevice
@@ -71,7 +71,7 @@ class Loader:
                 sequence, unless given.
             target: The column to be learned, for transforms that change it and for "balanced"
                 sampling: the first label or else number, unless given.
-            sampling: "shuffled", "stored", "bootstrap" or "balanced".
+            sampling: "shuffled", "stored", "with_replacement", "bootstrap" or "balanced".
             seed: Of order and transforms.
             transforms: Run on the inputs in turn.
             standardize: Scale inputs of bytes and floats to mean 0 and deviation 1 by the training
@@ -79,7 +79,8 @@ class Loader:
             last_batch: Keep an epoch's last batch, though it may be short, or drop a short one.
             micro_batch: Batches are shared out to workers in runs of so many samples, and a
                 transform is given one run at a time; None shares single samples out, and gives a
-                transform all of a worker's.
+                transform all of a worker's. With several workers, transforms that look beyond a
+                sample (mixup, functions of yours) need it.
             pad_to: By sequence or text, the length to pad to.
             rank: This worker, of `world_size`.
             world_size: Workers that share each batch.
@@ -105,6 +106,14 @@ class Loader:
                 f"{dataset.name} has {dataset.num_rows} rows, fewer than a batch of {batch_size}: "
                 'lower batch_size, or let last_batch be "keep"'
             )
+        if world_size > 1 and micro_batch is None:
+            for transform in transforms:
+                if not isinstance(transform, InputTransform):
+                    raise ValueError(
+                        f"{getattr(transform, '__name__', type(transform).__name__)} may look at "
+                        "all samples that it is given, and those would depend on world_size "
+                        f"({world_size}): give micro_batch, which says how many there are"
+                    )
         names = tuple(dataset.columns) if columns is None else tuple(columns)
         kinds = {name: dataset.column(name).kind for name in names}
         inputs = inputs or _first(kinds, "tensor", "image", "sequence")
@@ -125,6 +134,7 @@ class Loader:
             pad_to=pad_to or {},
         )
         self._recipe.sampled(dataset)
+        self._recipe = self._recipe.fitted(dataset)
         self._threads, self._depth = threads or _default_threads(), depth
         whole = dataset.num_rows // batch_size * batch_size
         self._last = whole if last_batch == "drop" else dataset.num_rows

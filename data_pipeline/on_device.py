@@ -39,7 +39,11 @@ class OnDevice:
             StopIteration: there is none.
         """
         if self._copies is None:
-            return next(self._batches)
+            found = next(self._batches)
+            if self._device.type == "cpu":
+                return found
+            columns = {name: one.to(self._device) for name, one in found.columns.items()}
+            return replace(found, columns=columns)
         if self._ahead is None:
             self._copy_ahead(self._copies)
         batch = self._ahead

@@ -69,8 +69,9 @@ class Prefetcher:
                 if taken is None:
                     return
                 span, rows = taken
-                ticket.put((self._builder.build(span, rows, buffers), buffers))
+                batch = self._builder.build(span, rows, buffers)
                 self._resident.note(span.stop - span.start)
+                ticket.put((batch, buffers))
             except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
                 ticket.put(error)
 

@@ -18,8 +18,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.heads import Span
 from data_pipeline.images import decode_jpeg_or_png
 from data_pipeline.manifest import Column
+from data_pipeline.ragged import LENGTHS
 from data_pipeline.recipe import Recipe
-from data_pipeline.stages import LENGTHS
 
 MOST_LINES = 8
 """Features of a series that are drawn, the first ones."""

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from data_pipeline.compiled import compiled
 
+LENGTHS = "_lengths"
+"""What the column with a sequence's lengths is called, behind the sequence's name."""
+
 
 @dataclass(frozen=True)
 class Ragged:
@@ -72,6 +75,11 @@ class Ragged:
         return Ragged(offsets - offsets[0], self.values[offsets[0] : offsets[-1]].copy())
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the values."""
+        return self.values.dtype
+
+    @property
     def step(self) -> tuple[int, ...]:
         """The shape of one step."""
         return self.values.shape[1:]
@@ -88,8 +96,15 @@ class Ragged:
         Raises:
             IndexError: a row's offsets lie outside of the values, as in a damaged file.
         """
+        if out.shape[0] != len(lengths) or out.shape[2:] != self.step or out.dtype != self.dtype:
+            raise ValueError(
+                f"steps of {self.dtype} and shape {self.step} go to (B, T, *step), with lengths "
+                f"(B,), not to {out.dtype} of shape {out.shape} with {lengths.shape}"
+            )
         width = int(np.prod(self.step, dtype=np.int64))
         flat = self.values.reshape(len(self.values), width)
+        if self.dtype == np.float16:  # compiled code knows no such numbers
+            flat, out = flat.view(np.uint16), out.view(np.uint16)
         steps = out.shape[1]
         if _pad(self.offsets, flat, rows, places, out.reshape(len(out), steps, width), lengths):
             raise IndexError("a row's offsets lie outside of its values: the shard is damaged")

@@ -11,6 +11,10 @@ import operator
 import numpy as np
 from numpy.typing import NDArray
 
+DRAWS_VERSION = 1
+"""Stands for how orders and transforms draw: raised with any change of what the recorded draws in
+the tests show, so that no run goes on in another order than it began in."""
+
 WORDS_PER_BLOCK = 4
 """One Philox4x64 counter gives four 64-bit words."""
 

@@ -46,6 +46,11 @@ class Recipe:
                 f"transforms are given, but the column they apply to ({self.inputs!r}) is not "
                 f"among {self.columns}"
             )
+        for name, steps in self.pad_to.items():
+            if name not in self.columns or steps < 1:
+                raise ValueError(
+                    f"pad_to gives {name!r} {steps} steps; give 1 or more to one of {self.columns}"
+                )
         if self.micro_batch is not None and self.micro_batch < 1:
             raise ValueError(f"micro_batch is {self.micro_batch}; it must be 1 or more")
 
@@ -54,10 +59,12 @@ class Recipe:
         return Sampling(dataset, self.sampling, seed=self.seed, label=self.target)
 
     def fitted(self, dataset: Dataset) -> "Recipe":
-        """With the transforms that learn from the training data having done so."""
+        """With what learns from training data having done so; what has already stays."""
         scaling = self.standardized.get(self.inputs or "")
         fitted = [
-            one.fitted(dataset, self.inputs or "", scaling) if isinstance(one, Fitting) else one
+            one.fitted(dataset, self.inputs or "", scaling)
+            if isinstance(one, Fitting) and not one.digest
+            else one
             for one in self.transforms
         ]
         return replace(self, transforms=tuple(fitted))
@@ -78,9 +85,10 @@ def training_transforms(
 ) -> tuple[Transform, ...]:
     """What training samples go through: what all do, and then what they alone do.
 
-    Where that begins with a crop of its own, it takes the place of `prepare`: the one gives every
-    picture its size for measuring, the other a random part of it for learning.
+    Where that begins with a crop of its own, it takes the place of the one in `prepare`: the one
+    gives every picture its size for measuring, the other a random part of it for learning.
     """
-    if augment and isinstance(augment[0], Cropping):
-        return tuple(augment)
+    crops = [place for place, one in enumerate(prepare) if isinstance(one, Cropping)]
+    if crops and augment and isinstance(augment[0], Cropping):
+        return (*prepare[: crops[0]], augment[0], *prepare[crops[0] + 1 :], *augment[1:])
     return (*prepare, *augment)

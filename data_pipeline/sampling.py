@@ -19,8 +19,9 @@ from data_pipeline.order import (
     rows_by_class,
 )
 
-Kind = Literal["stored", "shuffled", "bootstrap", "balanced"]
-"""As they lie; each once, shuffled; drawn with replacement; every class equally often."""
+Kind = Literal["stored", "shuffled", "with_replacement", "bootstrap", "balanced"]
+"""As they lie; each once, shuffled; drawn anew with replacement in every epoch; one such draw, in
+another order in every epoch, which is what bagging wants; every class equally often."""
 
 
 class Sampling:
@@ -54,8 +55,9 @@ class Sampling:
             return SequentialOrder(num_rows)
         if self.kind == "shuffled":
             return ShuffledOrder(num_rows, self._seed, epoch)
-        if self.kind == "bootstrap":
-            return BootstrapOrder(num_rows, self._seed, epoch)
+        if self.kind in ("with_replacement", "bootstrap"):
+            resampled = self.kind == "with_replacement"
+            return BootstrapOrder(num_rows, self._seed, epoch, resampled=resampled)
         return BalancedOrder(num_rows, self._seed, epoch, self._by_class)
 
     def rows(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:

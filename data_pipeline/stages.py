@@ -14,11 +14,9 @@ from data_pipeline.augment.windows import Flip, Shift
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DataError
 from data_pipeline.heads import Crops, Gathering, Head, Lengths, Padding, Windows
+from data_pipeline.ragged import LENGTHS
 from data_pipeline.recipe import Recipe
 from data_pipeline.standardize import Standardization
-
-LENGTHS = "_lengths"
-"""What the column with a sequence's lengths is called, behind the sequence's name."""
 
 Placed = tuple[int, Transform]
 """A transform and its place in the recipe's list, which its random numbers depend on."""
@@ -33,12 +31,14 @@ class Stages:
         raw: Transforms of raw values that no head has done.
         late_scaling: By column, the scaling that no head has done.
         scaled: Transforms of scaled values.
+        padded: Columns that come with lengths, and with zeros behind each row.
     """
 
     heads: Mapping[str, Head]
     raw: list[Placed]
     late_scaling: Mapping[str, Standardization]
     scaled: list[Placed]
+    padded: tuple[str, ...]
 
     @property
     def go_on(self) -> bool:
@@ -52,6 +52,12 @@ def stages_of(dataset: Dataset, recipe: Recipe) -> Stages:
     Raises:
         DataError: a column is missing, or encoded pictures have nothing that gives them one size.
     """
+    for name in recipe.pad_to:
+        if dataset.column(name).kind not in ("sequence", "text"):
+            raise DataError(
+                f"pad_to names {name!r}, but of {dataset.name} it is a "
+                f"{dataset.column(name).kind}: only sequences and texts are padded"
+            )
     first, left = _input_head(dataset, recipe)
     # A transform of raw values may look at any column: nothing is scaled before the last of them.
     scalings = {name: s for name, s in recipe.standardized.items() if name in recipe.columns}
@@ -78,7 +84,8 @@ def stages_of(dataset: Dataset, recipe: Recipe) -> Stages:
             )
         else:
             heads[name] = Gathering(dataset, name, early.get(name))
-    return Stages(heads, left, scalings if left else {}, recipe.scaled())
+    padded = tuple(name for name in recipe.columns if name + LENGTHS in heads)
+    return Stages(heads, left, scalings if left else {}, recipe.scaled(), padded)
 
 
 def _input_head(dataset: Dataset, recipe: Recipe) -> tuple[Head | None, list[Placed]]:

@@ -35,7 +35,21 @@ class Standardization:
             self.gather(Blocks([np.ascontiguousarray(rows)]), np.arange(len(rows)), out)
 
     def gather(self, blocks: Blocks, rows: NDArray[np.int64], out: NDArray[np.float32]) -> None:
-        """Writes some rows, scaled, to `out` `(B, *shape)` in one pass; all must be there."""
+        """Writes some rows, scaled, to `out` `(B, *shape)` in one pass; all must be there.
+
+        Raises:
+            DataError: the rows have other channels or features than those that were measured.
+        """
+        if self.axis is not None and out.shape[self.axis] != len(self.scale):
+            raise DataError(
+                f"the data set's mean and deviation are of {len(self.scale)} channels or features, "
+                f"but a transform of the raw values has made {out.shape[self.axis]} of them: wrap "
+                "it in AfterScaling, or set standardize to false"
+            )
+        if blocks.dtype == np.float16:  # compiled code knows no such numbers
+            raw = np.empty(out.shape, np.float16)
+            blocks.copy(rows, raw)
+            blocks, rows = Blocks([raw.astype(np.float32)]), np.arange(len(rows))
         behind = out.shape[1:] if self.axis is None else out.shape[self.axis + 1 :]
         blocks.scale(rows, self.scale, self.offset, math.prod(behind), out)
 

@@ -120,8 +120,9 @@ class DataConfig:
     """Transforms of all inputs, in order, those of the validation part as well, such as resize."""
     augment: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Transforms of the training samples, in order, such as shift (pixels, fill) and flip."""
-    sampling: Literal["shuffled", "bootstrap", "balanced"] = "shuffled"
-    """Each sample once an epoch, as many drawn with replacement, or all classes equally often."""
+    sampling: Literal["shuffled", "with_replacement", "bootstrap", "balanced"] = "shuffled"
+    """Each sample once an epoch; as many drawn with replacement, anew or the same ones in every
+    epoch (for bagging); or all classes equally often."""
     verify: bool = True
     """Compare every shard with its SHA-256 before training."""
     prefetch: int = 2

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from data_pipeline.dataset import Dataset
+from data_pipeline.random import DRAWS_VERSION
 from data_pipeline.recipe import Recipe
 from distrain.describe import describe
 from distrain.parallel.replicas import weights_digest
@@ -29,6 +30,7 @@ def run_identity(
     return {
         "data": f"{train.part}@{train.digest}",
         "validation": f"{validation.part}@{validation.digest}" if validation else "none",
+        "draws": DRAWS_VERSION,
         "sampling": recipe.sampling,
         "augment": [describe(transform) for transform in recipe.transforms],
         "model": hashlib.sha256(repr(model).encode()).hexdigest(),

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from data_pipeline.augment.registry import TRANSFORMS
-from data_pipeline.augment.transform import Cropping, Transform
+from data_pipeline.augment.transform import Fitting, Transform
 from data_pipeline.batches import BatchBuilder
 from data_pipeline.dataset import Dataset
 from data_pipeline.manifest import Column
-from data_pipeline.recipe import Recipe
+from data_pipeline.recipe import Recipe, training_transforms
+from data_pipeline.standardize import standardization
 from distrain.config import (
     Job,
     OptimizerConfig,
@@ -209,13 +210,23 @@ def _loss(job: Job, target: Column) -> torch.nn.Module:
 
 
 def _input_shape(job: Job, train: Dataset) -> tuple[int, ...]:
-    """The shape of one input as the model gets it: a crop or a resize changes the column's own."""
-    prepare = make_transforms("data.prepare", job.data.prepare)
-    crops = make_transforms("data.augment", job.data.augment)[:1]
-    if not prepare and crops and isinstance(crops[0], Cropping):
-        prepare = crops
-    name = job.data.inputs
-    recipe = Recipe(columns=(name,), inputs=name, transforms=tuple(prepare))
+    """The shape of one input as the model gets it: a crop or a resize changes the column's own.
+
+    What has to be fitted first is left out: it keeps the shape.
+    """
+    name, target = job.data.inputs, job.data.target
+    transforms = training_transforms(
+        make_transforms("data.prepare", job.data.prepare),
+        make_transforms("data.augment", job.data.augment),
+    )
+    scaling = standardization(train, name, scaled=job.data.standardize)
+    recipe = Recipe(
+        columns=tuple(dict.fromkeys((name, target))),
+        inputs=name,
+        target=target,
+        transforms=tuple(one for one in transforms if not isinstance(one, Fitting)),
+        standardized={} if scaling is None else {name: scaling},
+    )
     return BatchBuilder(train, recipe).shape(name)
 
 

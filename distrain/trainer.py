@@ -11,7 +11,7 @@ import torch
 from data_pipeline.augment import Transform
 from data_pipeline.dataset import Dataset
 from data_pipeline.recipe import Recipe, training_transforms
-from data_pipeline.sampling import Sampling
+from data_pipeline.sampling import Kind, Sampling
 from data_pipeline.standardize import Standardization, standardization
 from distrain.assembly import Assembly
 from distrain.coordinator.checkpointing import Checkpoint
@@ -135,7 +135,7 @@ class Trainer:
         self._metrics, self._schedule = tuple(metrics), schedule or Constant()
         self._clip, self._early_stopping = Clip(clip_value, clip_norm), early_stopping
         self._standardize, self._scaling = standardize, dict[str, Standardization]()
-        self._prepare = tuple(prepare)
+        self._given = self._prepare = tuple(prepare)
         self._folder, self._fresh, self._progress = run, fresh, progress
         self._checkpoint, self._max_time_s, self._grace_s = checkpoint, max_time_s, grace_s
         self._job = job or {}
@@ -174,7 +174,7 @@ class Trainer:
         micro_batch: int | None = None,
         last_batch: Literal["keep", "drop"] = "keep",
         augment: Sequence[Transform] = (),
-        sampling: Literal["shuffled", "bootstrap", "balanced"] = "shuffled",
+        sampling: Kind = "shuffled",
         verify: bool = True,
         prefetch: int = 2,
         threads: int = 1,
@@ -192,10 +192,11 @@ class Trainer:
             micro_batch: Samples of one forward pass; it divides `global_batch`. Part of the
                 result. By default the largest divisor up to 32.
             last_batch: What becomes of an epoch's last batch if it is short.
-            augment: Transforms of the training samples, run after those of `prepare`; one that
-                begins with a crop, such as RandomResizedCrop, takes their place.
-            sampling: Whether an epoch has each sample once, as many as there are drawn with
-                replacement, or of all classes equally many.
+            augment: Transforms of the training samples, run after those of `prepare`; a crop that
+                they begin with, such as RandomResizedCrop, takes the place of the one there.
+            sampling: Whether an epoch has each sample once ("shuffled"), as many as there are drawn
+                with replacement, anew or the same ones in every epoch ("with_replacement",
+                "bootstrap"), or of all classes equally many ("balanced").
             verify: Compare all shards with their digests first.
             prefetch: Batches that the loader prepares ahead.
             threads: Threads that prepare them; no part of the result.
@@ -261,7 +262,7 @@ class Trainer:
         micro_batch: int | None = None,
         last_batch: Literal["keep", "drop"] = "keep",
         augment: Sequence[Transform] = (),
-        sampling: Literal["shuffled", "bootstrap", "balanced"] = "shuffled",
+        sampling: Kind = "shuffled",
         verify: bool = True,
     ) -> Assembly:
         """Puts a training's parts together without starting it; arguments and errors are `fit`'s.
@@ -274,7 +275,9 @@ class Trainer:
         plan = plan_batches(train.num_rows, global_batch, micro_batch, last_batch)
         plan.check_world_size(self._world.size)
         self._scaling = self._scaling_by(train)
-        self._prepare = self._recipe(train).fitted(train).transforms
+        self._prepare = (
+            replace(self._recipe(train), transforms=self._given).fitted(train).transforms
+        )
         metrics = self._metric_set(train)
         self._check_monitor(metrics, validation)
         for dataset in filter(None, (train, validation)):

@@ -46,8 +46,9 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         metavar="C=TYPE",
         action="append",
         default=[],
-        help="read a column as int8 to uint64, float16 to float64, bool, text, label, image, grey "
-        "(a picture of one channel), or skip it; may be given several times",
+        help="read a column as int8 to uint64, float16 to float64 or label, or skip it; in CSV, "
+        "Parquet, JSON lines and Arrow also as bool, text, image or grey (a picture of one channel); "
+        "may be given several times",
     )
     parser.add_argument(
         "--stack",

@@ -214,9 +214,9 @@ def _recipe(job: Job, dataset: "Dataset", *, given: bool) -> "Recipe":
 
 
 def _first_columns(dataset: "Dataset") -> tuple[str, str | None]:
-    """The first column that can be shown, and the first label."""
+    """The first column that can be shown, which a Loader would take as well, and the label."""
     kinds = {name: column.kind for name, column in dataset.columns.items()}
-    shown = (kind for kind in ("image", "tensor", "sequence", "text"))
+    shown = ("tensor", "image", "sequence", "text")
     pictures = [name for kind in shown for name, own in kinds.items() if own == kind]
     labels = [name for name, kind in kinds.items() if kind == "label"]
     labels += [name for name, kind in kinds.items() if kind == "number"]

@@ -1,6 +1,13 @@
-"""Checks of what a transform was made with."""
+"""Checks of what a transform was made with, and of the images that it is given."""
 
 import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.augment.transform import check_images
+from data_pipeline.errors import DataError
 
 
 def require(transform: object, argument: str, holds: bool, rule: str) -> None:
@@ -37,3 +44,18 @@ def require_range(transform: object, low: str, high: str, least: float) -> None:
     bottom, top = getattr(transform, low), getattr(transform, high)
     require_at_least(transform, low, least)
     require(transform, high, math.isfinite(top) and bottom <= top, f"be finite and not below {low}")
+
+
+def check_pixels(transform: object, rows: NDArray[Any]) -> None:
+    """Refuses inputs that are no pictures `(B, C, H, W)` of uint8 or float32.
+
+    Raises:
+        DataError: always then; it names the transform's class.
+    """
+    name = type(transform).__name__
+    check_images(name, rows)
+    if rows.dtype not in (np.uint8, np.float32):
+        raise DataError(
+            f"{name} works on images of uint8 or float32, not of {rows.dtype}: write the data set "
+            "anew as one of them"
+        )

@@ -6,10 +6,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.augment.arguments import require, require_at_least, require_range
+from data_pipeline.augment.arguments import check_pixels, require, require_at_least, require_range
 from data_pipeline.augment.draw import Draw
-from data_pipeline.augment.transform import InputTransform, check_images
-from data_pipeline.errors import DataError
+from data_pipeline.augment.transform import InputTransform
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class ChannelShift(InputTransform):
 
     def changed(self, rows: NDArray[Any], draw: Draw) -> NDArray[Any]:
         """Images `(B, C, H, W)`; for uint8 the amount is rounded, halves up."""
-        _check_values("ChannelShift", rows)
+        check_pixels(self, rows)
         amounts = draw.uniform(-self.reach, self.reach).reshape(-1, 1, 1, 1)
         if rows.dtype == np.uint8:
             whole = np.clip(np.floor(amounts + 0.5), -255, 255).astype(np.int16)
@@ -57,7 +56,7 @@ class Brightness(InputTransform):
 
     def changed(self, rows: NDArray[Any], draw: Draw) -> NDArray[Any]:
         """Images `(B, C, H, W)`; uint8 is rounded, halves up, and ends at 255, float32 nowhere."""
-        _check_values("Brightness", rows)
+        check_pixels(self, rows)
         factors = draw.uniform(self.low, self.high).astype(np.float32).reshape(-1, 1, 1, 1)
         multiplied: NDArray[np.float32] = np.multiply(rows, factors, dtype=np.float32)
         if rows.dtype != np.uint8:
@@ -90,12 +89,3 @@ class Rescale(InputTransform):
         )
         scaled += np.float32(self.offset)
         return scaled
-
-
-def _check_values(name: str, rows: NDArray[Any]) -> None:
-    check_images(name, rows)
-    if rows.dtype not in (np.uint8, np.float32):
-        raise DataError(
-            f"{name} works on images of uint8 or float32, not of {rows.dtype}: write the data set "
-            "anew as one of them"
-        )

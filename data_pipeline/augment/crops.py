@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.augment.arguments import require
+from data_pipeline.augment.arguments import check_pixels, require
 from data_pipeline.augment.draw import Draw
-from data_pipeline.augment.transform import Cropping, check_images
+from data_pipeline.augment.transform import Cropping
 from data_pipeline.compiled import compiled
-from data_pipeline.errors import DataError
 from data_pipeline.resample import floats_to_floats, planes_to_bytes
 
 _TRIES = 10
@@ -30,13 +29,7 @@ class _Resampled(Cropping):
 
     def changed(self, rows: NDArray[Any], draw: Draw) -> NDArray[Any]:
         """Images `(B, C, height, width)` of images `(B, C, H, W)`, uint8 or float32, bilinear."""
-        name = type(self).__name__
-        check_images(name, rows)
-        if rows.dtype not in (np.uint8, np.float32):
-            raise DataError(
-                f"{name} interpolates images of uint8 or float32, not of {rows.dtype}: write the "
-                "data set anew as one of them"
-            )
+        check_pixels(self, rows)
         count, channels, height, width = rows.shape
         boxes = self.boxes(np.full(count, height), np.full(count, width), draw)
         out = np.empty((count, channels, *self.size), rows.dtype)
@@ -99,7 +92,9 @@ class CenterCrop(_Resampled):
     ) -> NDArray[np.float64]:
         """The window in each image, `(B, 4)`; nothing is drawn."""
         scale = self.of * np.minimum(heights / self.height, widths / self.width)
-        tall, wide = scale * self.height, scale * self.width
+        # Rounding may make a window of the whole larger than the image, which no crop may be.
+        tall = np.minimum(scale * self.height, heights)
+        wide = np.minimum(scale * self.width, widths)
         return np.stack([(heights - tall) / 2, (widths - wide) / 2, tall, wide], axis=1)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.augment.arguments import (
+    check_pixels,
     require,
     require_at_least,
     require_positive,
@@ -16,9 +17,8 @@ from data_pipeline.augment.arguments import (
 )
 from data_pipeline.augment.border import FILL_MODES, check_fill_mode
 from data_pipeline.augment.draw import Draw
-from data_pipeline.augment.transform import InputTransform, check_fill, check_images
+from data_pipeline.augment.transform import InputTransform, check_fill
 from data_pipeline.compiled import compiled
-from data_pipeline.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,12 @@ class Geometry(InputTransform):
 
     def changed(self, rows: NDArray[Any], draw: Draw) -> NDArray[Any]:
         """Images `(B, C, H, W)`; uint8 is rounded, halves up, float32 is not."""
-        return self._warped("Geometry", rows, draw)
+        return self._warped(self, rows, draw)
 
-    def _warped(self, name: str, rows: NDArray[Any], draw: Draw) -> NDArray[Any]:
-        check_images(name, rows)
-        if rows.dtype not in (np.uint8, np.float32):
-            raise DataError(
-                f"{name} interpolates images of uint8 or float32, not of {rows.dtype}: write the "
-                "data set anew as one of them"
-            )
+    def _warped(self, asked: InputTransform, rows: NDArray[Any], draw: Draw) -> NDArray[Any]:
+        check_pixels(asked, rows)
         if self.fill_mode == "constant":
-            check_fill(name, self.fill, rows.dtype)
+            check_fill(type(asked).__name__, self.fill, rows.dtype)
         out = np.empty(rows.shape, rows.dtype)
         half = 0.5 if rows.dtype == np.uint8 else 0.0
         height, width = rows.shape[2:]
@@ -103,7 +98,7 @@ class _OneOfGeometry(InputTransform):
 
     def changed(self, rows: NDArray[Any], draw: Draw) -> NDArray[Any]:
         """Images `(B, C, H, W)`; uint8 is rounded, halves up, float32 is not."""
-        return self.geometry()._warped(type(self).__name__, rows, draw)
+        return self.geometry()._warped(self, rows, draw)
 
 
 @dataclass(frozen=True)

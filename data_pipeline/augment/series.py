@@ -10,6 +10,7 @@ from data_pipeline.augment.arguments import require, require_at_least, require_r
 from data_pipeline.augment.draw import Draw
 from data_pipeline.augment.transform import InputTransform, Samples
 from data_pipeline.errors import DataError
+from data_pipeline.ragged import LENGTHS
 
 FILLS = ("edge", "zeros")
 """What comes in where a series is moved: its first or last step, or zeros."""
@@ -37,7 +38,7 @@ class TimeShift:
         rows = samples.arrays[samples.inputs]
         _check_series("TimeShift", rows)
         time = rows.shape[1]
-        lengths = samples.arrays.get(f"{samples.inputs}_lengths", np.full(len(rows), time))
+        lengths = samples.arrays.get(samples.inputs + LENGTHS, np.full(len(rows), time))
         end = np.minimum(lengths, time).astype(np.int64)[:, None]
         steps = np.arange(time)
         wanted = steps - draw.integers(-self.steps, self.steps)[:, None]

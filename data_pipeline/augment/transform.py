@@ -77,7 +77,13 @@ class AfterScaling:
 
 @runtime_checkable
 class Fitting(Protocol):
-    """A transform that learns something of the training data before it can be run."""
+    """A transform that learns something of the training data before it can be run.
+
+    Attributes:
+        digest: SHA-256 of what it has learned; "" before.
+    """
+
+    digest: str
 
     def fitted(
         self, dataset: Dataset, column: str, standardization: Standardization | None = None

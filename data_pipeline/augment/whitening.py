@@ -14,10 +14,11 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped, unus
 
 from data_pipeline.augment.arguments import require_positive
 from data_pipeline.augment.draw import Draw
-from data_pipeline.augment.transform import InputTransform
+from data_pipeline.augment.transform import InputTransform, Samples
 from data_pipeline.compiled import compiled
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DataError
+from data_pipeline.ragged import LENGTHS
 from data_pipeline.standardize import Standardization
 
 MAX_FEATURES = 4_096
@@ -33,17 +34,32 @@ class SamplewiseStandardize(InputTransform):
 
     Keras' `samplewise_center`, and with `std` `samplewise_std_normalization`: both over all values
     of the sample, whatever its channels, and divided by the population's deviation + 1e-6. Made
-    for runs that have standardisation by the training part turned off.
+    for runs that have standardisation by the training part turned off. Of a padded sequence only
+    the steps that it has are counted and changed (its length is in the column NAME_lengths).
     """
 
     std: bool = True
     after_scaling: ClassVar[bool] = True
 
+    def __call__(self, samples: Samples, draw: Draw) -> None:
+        """Changes the inputs, of sequences the steps before their padding."""
+        lengths = samples.arrays.get(samples.inputs + LENGTHS)
+        if lengths is None:
+            super().__call__(samples, draw)
+            return
+        rows = samples.arrays[samples.inputs]
+        values = np.minimum(lengths, rows.shape[1]) * int(np.prod(rows.shape[2:]))
+        samples.arrays[samples.inputs] = self._standardized(rows, values)
+
     def changed(self, rows: NDArray[Any], draw: Draw) -> NDArray[Any]:  # noqa: ARG002
         """float32 `(B, ...)` of mean 0; nothing is drawn."""
+        return self._standardized(rows, np.full(len(rows), _features(rows)))
+
+    def _standardized(self, rows: NDArray[Any], counts: NDArray[Any]) -> NDArray[np.float32]:
+        """By the first values of each row, so many as `counts` says; the others become 0."""
         flat = np.ascontiguousarray(rows, dtype=np.float32).reshape(len(rows), _features(rows))
-        out = np.empty_like(flat)
-        _standardize_each(flat, self.std, out)
+        out = np.zeros_like(flat)
+        _standardize_each(flat, counts.astype(np.int64), self.std, out)
         return out.reshape(rows.shape)
 
 
@@ -61,12 +77,14 @@ class ZCAWhitening(InputTransform):
     Attributes:
         epsilon: What keeps small eigenvalues from being blown up.
         digest: SHA-256 of what was fitted; "" before.
+        fitted_to: SHA-256 of what it was fitted with: data set, column and standardisation.
         mean: float32 `(F,)`, over the standardised training rows.
         matrix: float32 `(F, F)`, symmetric.
     """
 
     epsilon: float = 1e-6
     digest: str = field(default="", init=False)
+    fitted_to: str = field(default="", init=False, compare=False, repr=False)
     mean: NDArray[np.float32] | None = field(default=None, init=False, compare=False, repr=False)
     matrix: NDArray[np.float32] | None = field(default=None, init=False, compare=False, repr=False)
     after_scaling: ClassVar[bool] = True
@@ -82,11 +100,14 @@ class ZCAWhitening(InputTransform):
 
         Two passes in blocks of fixed size and in float64, on one thread: the same bits on every
         machine with the same CPU and libraries. Others may differ in the last bits, and so in
-        the digest.
+        the digest. One that was fitted to the very same is given back as it is.
 
         Raises:
             DataError: the column's rows differ in size, or have more than 4,096 values.
         """
+        fitted_to = _identity(dataset, column, standardization)
+        if self.fitted_to == fitted_to:
+            return self
         described = dataset.column(column)
         features = int(np.prod(described.shape))
         if described.kind != "tensor" or features > MAX_FEATURES:
@@ -110,6 +131,7 @@ class ZCAWhitening(InputTransform):
             digest.update(values.tobytes())
             object.__setattr__(whitening, name, values)
         object.__setattr__(whitening, "digest", digest.hexdigest())
+        object.__setattr__(whitening, "fitted_to", fitted_to)
         return whitening
 
     def changed(self, rows: NDArray[Any], draw: Draw) -> NDArray[Any]:  # noqa: ARG002
@@ -119,8 +141,9 @@ class ZCAWhitening(InputTransform):
         """
         if self.mean is None or self.matrix is None:
             raise DataError(
-                "ZCAWhitening has no matrix yet: call fitted(dataset, column) with the training "
-                "data, and use what that gives"
+                "ZCAWhitening has no matrix yet: Trainer and Loader fit it before the first batch; "
+                "alone, call fitted(dataset, column, standardization) with the standardization "
+                "that the batches get, and use what that gives"
             )
         features = _features(rows)
         if features != len(self.mean):
@@ -133,6 +156,15 @@ class ZCAWhitening(InputTransform):
         out = np.zeros_like(flat)
         _multiply(flat, self.matrix, out)
         return out.reshape(rows.shape)
+
+
+def _identity(dataset: Dataset, column: str, standardization: Standardization | None) -> str:
+    """SHA-256 of the training rows that a matrix is fitted to."""
+    found = hashlib.sha256(f"{dataset.digest} {dataset.part!r} {column!r}".encode())
+    if standardization is not None:
+        found.update(f" {standardization.axis} {len(standardization.scale)} ".encode())
+        found.update(standardization.scale.tobytes() + standardization.offset.tobytes())
+    return found.hexdigest()
 
 
 def zca_matrix(covariance: NDArray[np.float64], epsilon: float) -> NDArray[np.float64]:
@@ -171,9 +203,13 @@ def _features(rows: NDArray[Any]) -> int:
 
 
 @compiled
-def _standardize_each(rows: NDArray[np.float32], divided: bool, out: NDArray[np.float32]) -> None:
-    count, length = rows.shape
-    for sample in range(count):
+def _standardize_each(
+    rows: NDArray[np.float32], counts: NDArray[np.int64], divided: bool, out: NDArray[np.float32]
+) -> None:
+    for sample in range(len(rows)):
+        length = counts[sample]
+        if not length:
+            continue
         mean = 0.0
         for place in range(length):
             mean += rows[sample, place]

@@ -43,12 +43,13 @@ def convert(
             has parts of its own, the shares are taken of its `train`.
         split_by: The column whose values are the parts' names, instead; it is left out.
         stratify: Give each class of the label its exact share, by the rank of its contents'
-            hashes; rows near the border may then move when others are added.
+            hashes; rows of equal inputs stay together, and those near the border may move when
+            others are added.
         workers: Processes that read and write.
         skip_bad: So many rows that cannot be read may be left out; the report names them.
         rows_per_shard: Shards of about 64 MiB unless given.
         progress: Called with what is being done, how much of it is done, how much there is.
-        tell: Called with a line when work under other options is thrown away.
+        tell: Called with a line when work under other options or versions is thrown away.
 
     Raises:
         DataError: the source cannot be read or be made into a data set, or the folder exists.

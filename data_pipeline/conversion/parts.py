@@ -21,8 +21,9 @@ class Split:
         fractions: By part, its share; what remains is `train`. A row's part depends on its content
             alone, so that adding rows moves none from one part to another.
         by: The column whose values are the parts' names; it is left out of the data set.
-        stratify: Whether each class has its exact share, by the rank of its contents' hashes; then
-            a row next to the border may change its part when others are added.
+        stratify: Whether each class has its exact share, by the rank of its contents' hashes, but
+            for rows of equal inputs, which stay together; then a row next to the border may change
+            its part when others are added.
     """
 
     fractions: Mapping[str, float] = field(default_factory=dict)
@@ -79,17 +80,32 @@ def by_class(
     """The part of each row, each class being shared out by the rank of its keys.
 
     Of n rows of a class, the parts' borders lie at the whole numbers nearest to n times the sums
-    of the shares.
+    of the shares. One that would part rows of equal keys lies behind the last of them. Equal keys
+    of several classes count as rows of the first of these. So the shares are exact up to such rows.
     """
     found = np.zeros(len(keys), np.int16)
     borders = np.cumsum([0.0, *fractions.values()])
-    order = np.lexsort((keys[:, 1], keys[:, 0], labels))
-    edges = np.flatnonzero(np.diff(labels[order], prepend=-1, append=-1))
+    order = np.lexsort((labels, keys[:, 1], keys[:, 0]))
+    starts = np.flatnonzero(_first_of_run(keys[order]))
+    sizes = np.diff(starts, append=len(keys))
+    counted = labels[order[starts]].repeat(sizes)  # the first class of each run of equal keys
+    by_label = np.argsort(counted, kind="stable")
+    order, counted = order[by_label], counted[by_label]
+    ends = np.append(np.flatnonzero(_first_of_run(keys[order])), len(keys))
+    edges = np.flatnonzero(np.diff(counted, prepend=-1, append=-1))
     for start, stop in pairwise(edges):
-        cuts = start + np.floor(borders * (stop - start) + 0.5).astype(np.int64)
+        wanted = start + np.floor(borders * (stop - start) + 0.5).astype(np.int64)
+        cuts = ends[np.searchsorted(ends, wanted)]
         for number, (first, last) in enumerate(pairwise(cuts), start=1):
             found[order[first:last]] = number
     return found
+
+
+def _first_of_run(ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Whether each key differs from the one before it."""
+    differs = np.ones(len(ordered), np.bool_)
+    differs[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    return differs
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ number of processes; each is finished by a rename, so a conversion that was brok
 This process holds some 100 bytes a row while it looks for duplicates.
 """
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -21,12 +20,14 @@ from data_pipeline.conversion import sharding
 from data_pipeline.conversion.index import Index, Indexed, Renumbered, collected, index_of
 from data_pipeline.conversion.options import Options, Report
 from data_pipeline.conversion.parts import duplicates
+from data_pipeline.conversion.plan import plan_of
 from data_pipeline.conversion.pool import map_in_order
 from data_pipeline.conversion.sharding import Sharding, ShardTask, write_one_shard
 from data_pipeline.conversion.staging import Staged, Staging, stage_piece
 from data_pipeline.conversion.workplace import Workplace, encoded
 from data_pipeline.errors import DataError, LostProcessError, StorageError
 from data_pipeline.manifest import (
+    FILE_NAME,
     Column,
     Manifest,
     Part,
@@ -43,9 +44,6 @@ SHARD_BYTES = 64 * 2**20
 
 _NAMED = 5
 """So many rows at fault, or duplicates, are named."""
-
-_FORMAT = 1
-"""Changes with what staged files look like."""
 
 
 class TooManyBadRowsError(DataError):
@@ -67,22 +65,22 @@ def convert_source(
     options.check()
     # A folder can take the place of another one, but not that of a link.
     workplace = Workplace(folder.resolve() if folder.is_symlink() else folder.absolute())
-    is_there = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
-    if is_there and not workplace.folder.exists():
+    if _is_there(folder) and not workplace.folder.exists():
         raise _exists(folder)
     _check_apart(source, folder)
-    plan = _plan(source, options)
+    plan = plan_of(source, options)
     with workplace.held():
-        if is_there:
+        if _is_there(folder):  # another conversion may have finished meanwhile
             return _finished_before(workplace, plan)
         if workplace.prepare(plan) and options.tell is not None:
             options.tell(
-                f"{workplace.folder} holds work on another source, or under other options: "
-                "it is started anew"
+                f"{workplace.folder} holds work on another source, or under other options or "
+                "versions: it is started anew"
             )
         try:
-            report = _Conversion(source, workplace, options).run()
-            workplace.finish(encoded(report))
+            report, manifest = _Conversion(source, workplace, options).run()
+            shards = (shard.path for part in manifest.parts.values() for shard in part.shards)
+            workplace.finish(encoded(report), {FILE_NAME, *shards})
         except (StorageError, LostProcessError, TooManyBadRowsError, KeyboardInterrupt) as error:
             if not can_go_on:
                 workplace.remove()
@@ -99,6 +97,10 @@ def convert_source(
             raise
         workplace.remove()
     return report
+
+
+def _is_there(folder: Path) -> bool:
+    return folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
 
 
 def _exists(folder: Path) -> DataError:
@@ -127,31 +129,6 @@ def _finished_before(workplace: Workplace, plan: str) -> Report:
     raise _exists(folder)
 
 
-def _plan(source: Source, options: Options) -> str:
-    """Digest of all that the result depends on."""
-    digest = hashlib.sha256()
-    pieces = source.pieces
-    for entry in (
-        _FORMAT,
-        type(source).__qualname__,
-        source.columns,
-        [(piece.name, piece.part, piece.start, piece.stop) for piece in pieces],
-        (options.reading, options.split, options.rows_per_shard),
-        list(options.split.fractions.items()),  # their order counts, and an object has none
-    ):
-        digest.update(encoded(entry))
-    files = {file for piece in pieces for file in piece.files}
-    if not files:
-        digest.update(repr(source).encode())
-    for file in sorted(files):
-        try:
-            found = file.stat()
-        except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
-        digest.update(encoded([str(file.absolute()), found.st_size, found.st_mtime_ns]))
-    return digest.hexdigest()
-
-
 class _Conversion:
     """One run of the two passes."""
 
@@ -176,7 +153,7 @@ class _Conversion:
             source, workplace.staged, columns, split_by, options.missing_allowed
         )
 
-    def run(self) -> Report:
+    def run(self) -> tuple[Report, Manifest]:
         staged = self._stage()
         columns, renumbered = collected(self._staging.columns, staged)
         place, options = self._workplace, self._options
@@ -185,7 +162,7 @@ class _Conversion:
         found = duplicates(index.keys, index.part_of, most=_NAMED)
         tasks = self._tasks(staged, index)
         manifest = self._write(columns, renumbered, tasks)
-        return Report(
+        report = Report(
             rows={name: part.rows for name, part in manifest.parts.items()},
             classes={column.name: column.classes for column in columns if column.kind == "label"},
             duplicates_within=found.within,
@@ -196,6 +173,7 @@ class _Conversion:
             skipped=[message for piece in staged for message in piece.bad],
             digest=manifest.digest,
         )
+        return report, manifest
 
     def _tell(self, what: str, done: int, total: int) -> None:
         if self._options.progress is not None:

@@ -49,7 +49,6 @@ def map_in_order(
         for task in tasks:
             yield function(shared, task)
         return
-    before = set(multiprocessing.active_children())
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", "data_pipeline.conversion.preloaded"])
     pool = ProcessPoolExecutor(
@@ -67,8 +66,9 @@ def map_in_order(
         ) from error
     finally:
         if not done:
-            for child in set(multiprocessing.active_children()) - before:
-                child.kill()
+            # The program's other children are no affair of this pool.
+            for process in list((pool._processes or {}).values()):
+                process.kill()
         pool.shutdown(wait=True, cancel_futures=True)
 
 

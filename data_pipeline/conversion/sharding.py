@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.conversion.staging import StagedRows, joined, staged_column
-from data_pipeline.durable import write_whole
+from data_pipeline.durable import fsync_folder, write_whole
 from data_pipeline.errors import StorageError
 from data_pipeline.manifest import Column, Shard
 from data_pipeline.shards import Values, write_shard
@@ -70,12 +70,14 @@ def write_one_shard(sharding: Sharding, task: ShardTask) -> tuple[Shard, tuple[M
     mark = sharding.marks / f"{task.path}.json"
     if mark.exists():
         found = msgspec.json.decode(mark.read_bytes(), type=_Mark)
-        return found.shard, tuple(_unpacked(entry) for entry in found.moments)
+        if _is_whole(sharding.root / task.path, found.shard):
+            return found.shard, tuple(_unpacked(entry) for entry in found.moments)
     rows = _gathered(sharding, task)
     aside = f"{task.path}.{os.getpid()}.partial"
     try:
         written = write_shard(sharding.root, aside, sharding.columns, rows)
         (sharding.root / aside).replace(sharding.root / task.path)
+        fsync_folder((sharding.root / task.path).parent)  # the mark must not outlive the shard
     except OSError as error:
         raise StorageError(
             f"cannot write {sharding.root / task.path}: {error.strerror or error}"
@@ -97,6 +99,14 @@ def write_one_shard(sharding: Sharding, task: ShardTask) -> tuple[Shard, tuple[M
         raise StorageError(f"cannot write {mark}: {error.strerror or error}") from error
     write_whole(mark, content)
     return shard, summed
+
+
+def _is_whole(file: Path, shard: Shard) -> bool:
+    """Whether what a mark speaks of is there: a power cut may have taken it."""
+    try:
+        return file.stat().st_size == shard.size_bytes
+    except FileNotFoundError:
+        return False
 
 
 @lru_cache(maxsize=8)

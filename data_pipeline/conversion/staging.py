@@ -98,7 +98,7 @@ def stage_piece(staging: Staging, task: tuple[int, Piece]) -> Staged:
     """
     number, piece = task
     file, mark = staged_file(staging.folder, number), _mark(staging.folder, number)
-    if mark.exists():
+    if mark.exists() and file.exists():
         return msgspec.json.decode(mark.read_bytes(), type=Staged)
     aside = file.with_name(f"{file.name}.{os.getpid()}.partial")
     schema = pa.schema([(column.name, arrow_type(column)) for column in staging.staged])
@@ -232,7 +232,10 @@ class StagedRows:
             reader = pa.ipc.open_file(pa.memory_map(str(file)))
             batches = [reader.get_batch(place) for place in range(reader.num_record_batches)]
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{file} cannot be read: {error}; remove {folder.parent}") from error
+            raise DataError(
+                f"{file} cannot be read: {error}; remove {folder.parent} and convert again: what "
+                "is staged there is lost with it, and the source is read anew"
+            ) from error
         self._blocks: dict[str, list[Values]] = {
             column.name: [view_of(file, batch, column) for batch in batches] for column in columns
         }

@@ -3,7 +3,7 @@
 .NAME.partial/
   lock             held by whoever works here
   workers          shared by the processes, so that a successor waits for their end
-  plan.json        digest of the source and the options; another one is started anew
+  plan.json        digest of source, options and versions; another one is started anew
   staged/          the first pass: an Arrow file a piece, and a mark that it is finished
   marks/           the second pass: a mark a finished shard
   result/          the data set to be; it takes the destination's name at the end
@@ -13,8 +13,8 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -35,6 +35,7 @@ class Workplace:
         self.result = self.folder / "result"
         self._plan = self.folder / "plan.json"
         self._report = self.folder / "report.json"
+        self._lock = self.folder / "lock"
 
     def prepare(self, plan: str) -> bool:
         """Makes the folders, keeping what was done under the same plan.
@@ -67,14 +68,19 @@ class Workplace:
             return None
         return self._report.read_bytes()
 
-    def finish(self, report: bytes) -> None:
-        """Gives the result the destination's name.
+    def finish(self, report: bytes, listed: Collection[str]) -> None:
+        """Gives the result the destination's name; files that are not listed are not kept.
+
+        A process that was killed leaves what it wrote aside, under a name of its own.
 
         Raises:
             StorageError: it cannot be given.
         """
         write_whole(self._report, report)
         try:
+            for file in self.result.rglob("*"):
+                if file.is_file() and file.relative_to(self.result).as_posix() not in listed:
+                    file.unlink()
             self.result.chmod(0o755)
             for folder, _, _ in os.walk(self.result, topdown=False):
                 fsync_folder(Path(folder))
@@ -86,11 +92,22 @@ class Workplace:
             ) from error
 
     def remove(self) -> None:
-        """Removes the folder; what says that the work is finished goes last."""
+        """Removes the folder, while its lock is held.
+
+        What says that the work is finished goes late, and the lock last: who makes a new one is
+        in a folder that holds nothing of this work, and keeps it.
+        """
         self._clear()
-        for name in ("lock", "workers", "plan.json", "report.json"):
-            (self.folder / name).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        last = (self._plan, self._report, self._lock)
+        for path in set(self.folder.iterdir()) - set(last):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        for path in last:
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # a successor is in it already
+            self.folder.rmdir()
 
     def _clear(self) -> None:
         for folder in (self.staged, self.marks, self.result):
@@ -125,7 +142,7 @@ class Workplace:
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                handle = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+                handle = os.open(self._lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
             except FileNotFoundError:  # the folder was removed meanwhile, by who has finished
                 continue
             try:
@@ -137,7 +154,7 @@ class Workplace:
                     "or name another destination"
                 ) from error
             try:
-                if os.stat(self.folder / "lock").st_ino == os.fstat(handle).st_ino:  # noqa: PTH116
+                if os.stat(self._lock).st_ino == os.fstat(handle).st_ino:  # noqa: PTH116
                     return handle
             except FileNotFoundError:  # removed between opening and locking: try again
                 pass

@@ -28,8 +28,11 @@ PARTS = {
 }
 """By the word that a folder or array is called by, the part that it belongs to."""
 
-LABEL_NAMES = ("label", "labels", "y")
+LABEL_NAMES = ("label", "labels")
 """A column of this name that holds whole numbers or strings is a label where none is named."""
+
+INPUT_NAMES = ("x", "X")
+"""Beside an array of this name one called `y` is a label as well; elsewhere it may be a place."""
 
 TYPES = (*DTYPES, "label", "skip")
 """What the column of an array can be read as; `skip` leaves it out."""
@@ -101,8 +104,8 @@ def check_fixed_columns(path: Path, reading: Reading, labels: Sequence[str] = ("
                 f"{path}: {option} is given for {given}, but the columns of this format are fixed, "
                 f"image and {', '.join(labels)}: leave it out"
             )
-    _check_named(path, "--label", reading.label, labels)
-    _check_named(path, "--image", reading.image, ("image",))
+    check_named(path, "--label", reading.label, labels)
+    check_named(path, "--image", reading.image, ("image",))
 
 
 def check_named_columns(path: Path, reading: Reading, names: Collection[str]) -> None:
@@ -111,11 +114,11 @@ def check_named_columns(path: Path, reading: Reading, names: Collection[str]) ->
     Raises:
         DataError: so it is; the message lists what there is.
     """
-    _check_named(path, "--label", reading.label, names)
-    _check_named(path, "--image", reading.image, names)
-    _check_named(path, "--split-by", reading.split_by, names)
+    check_named(path, "--label", reading.label, names)
+    check_named(path, "--image", reading.image, names)
+    check_named(path, "--split-by", reading.split_by, names)
     for name, wanted in reading.types.items():
-        _check_named(path, "--type", name, names)
+        check_named(path, "--type", name, names)
         if wanted not in TYPES:
             raise DataError(
                 f"{path}: column {name!r} cannot be read as {wanted!r}; there are "
@@ -128,17 +131,23 @@ def check_named_columns(path: Path, reading: Reading, names: Collection[str]) ->
             )
 
 
-def _check_named(path: Path, option: str, name: str | None, names: Collection[str]) -> None:
+def check_named(path: Path, option: str, name: str | None, names: Collection[str]) -> None:
+    """Refuses a column that is not there.
+
+    Raises:
+        DataError: so it is; the message names the option, and lists what there is.
+    """
     if name is not None and name not in names:
         raise DataError(
             f"{path} has no column {name!r}, which {option} names; its columns are {list(names)}"
         )
 
 
-def is_label(name: str, reading: Reading, *, fits: bool) -> bool:
+def is_label(name: str, reading: Reading, *, fits: bool, beside: Collection[str] = ()) -> bool:
     """Whether a column is a label: the one named, or one called so that holds what labels are.
 
-    A column whose type is given is what its type says, and one of parts is no label.
+    A column whose type is given is what its type says, and one of parts is no label. `beside` are
+    the names of arrays, among which `y` is a label where there is an `x`.
     """
     if name == reading.split_by:
         return False
@@ -146,7 +155,8 @@ def is_label(name: str, reading: Reading, *, fits: bool) -> bool:
         return reading.types[name] == "label"
     if reading.label is not None:
         return name == reading.label
-    return fits and name in LABEL_NAMES
+    is_y = name == "y" and any(inputs in beside for inputs in INPUT_NAMES)
+    return fits and (name in LABEL_NAMES or is_y)
 
 
 def numbered_classes(where: str, least: int, greatest: int) -> tuple[str, ...]:

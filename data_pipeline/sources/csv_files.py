@@ -17,7 +17,7 @@ import pyarrow.csv
 
 from data_pipeline.errors import DataError
 from data_pipeline.sources.checks import BLOCK_BYTES, PIECE_BYTES, runs
-from data_pipeline.sources.lines import Span, spans
+from data_pipeline.sources.lines import Span, behind_first_line, delimiter_of, spans
 from data_pipeline.sources.source import Block, Piece, Reading
 from data_pipeline.sources.table_files import Numbered, matches_suffix, table_files
 from data_pipeline.sources.tables import Layout, cast_type, layout_of
@@ -125,7 +125,11 @@ class _Lines:
             bad.append(row)
             return "skip"
 
-        body = _without_head(self.content) if self._is_head else self.content
+        body = (
+            behind_first_line(self.content, delimiter_of(self.file))
+            if self._is_head
+            else self.content
+        )
         if not body.strip():
             fields = [(name, types.get(name, pa.null())) for name in wanted or names]
             return pa.schema(fields).empty_table(), bad
@@ -136,7 +140,7 @@ class _Lines:
                     use_threads=False, column_names=list(names), block_size=2**30
                 ),
                 parse_options=pyarrow.csv.ParseOptions(
-                    delimiter=_delimiter(self.file),
+                    delimiter=delimiter_of(self.file),
                     newlines_in_values=True,
                     invalid_row_handler=skip,
                 ),
@@ -169,7 +173,7 @@ class _Lines:
     def _record_lines(self) -> list[int]:
         """The line in which each row begins; empty lines are no rows."""
         text = io.StringIO(self.content.decode("utf-8", "replace"), newline="")
-        reader = csv.reader(text, delimiter=_delimiter(self.file))
+        reader = csv.reader(text, delimiter=delimiter_of(self.file))
         lines, before = [], 0
         try:
             for record in reader:
@@ -234,28 +238,13 @@ def _names(file: Path) -> list[str]:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
     if not head.strip():
         raise DataError(f"{file} is empty: a first line of names and one row at least are needed")
-    first = head[: len(head) - len(_without_head(head))]
+    first = head[: len(head) - len(behind_first_line(head, delimiter_of(file)))]
     try:
         names = next(
-            csv.reader(io.StringIO(first.decode(), newline=""), delimiter=_delimiter(file))
+            csv.reader(io.StringIO(first.decode(), newline=""), delimiter=delimiter_of(file))
         )
     except (UnicodeDecodeError, csv.Error, StopIteration) as error:
         raise DataError(f"{file} line 1 holds no names of columns: {error}") from error
     if not all(names):
         raise DataError(f"{file} line 1 leaves a column without a name: {names}")
     return names
-
-
-def _without_head(content: bytes) -> bytes:
-    """What stands behind the first line, whose names may hold line ends within quotes."""
-    place, inside = 0, False
-    while (end := content.find(b"\n", place)) >= 0:
-        inside ^= content.count(b'"', place, end) % 2 == 1
-        if not inside:
-            return content[end + 1 :]
-        place = end + 1
-    return b""
-
-
-def _delimiter(file: Path) -> str:
-    return "," if file.suffix.lower() == ".csv" else "\t"

@@ -149,6 +149,17 @@ class HuggingFace:
             if start >= piece.stop:
                 return
 
+    def named_files(self) -> Iterator[Path]:
+        """The pictures that rows name by path.
+
+        Raises:
+            DataError: one lies outside of the data set.
+        """
+        for feature in self.features:
+            if feature.kind == "picture":
+                for file in self.files:
+                    yield from _named_files(self.root, file, feature.name)
+
     def _block(self, file: _File, batch: pa.RecordBatch, row: int) -> Block:
         with _reading(file.file):
             batch.validate(full=True)
@@ -347,17 +358,37 @@ def _all_encoded(root: Path, file: _File, name: str) -> Iterator[bytes]:
 def _encoded(root: Path, folder: Path, picture: Any, origin: str) -> bytes | DataError:
     """A picture's bytes, from the row or from the file that the row names."""
     if isinstance(picture, Mapping) and picture.get("bytes") is None and picture.get("path"):
-        file = folder / str(picture["path"])
-        try:
-            check_inside(root, file, must_exist=False)
-        except DataError as error:
-            raise DataError(f"{root}: {origin}: {error}") from error
+        file = _named_file(root, folder, str(picture["path"]), origin)
         try:
             return file.read_bytes()
         except OSError as error:
             return DataError(f"the picture {file} cannot be read: {error.strerror or error}")
     content = picture.get("bytes") if isinstance(picture, Mapping) else picture
     return content if isinstance(content, bytes) else DataError("the picture is missing")
+
+
+def _named_file(root: Path, folder: Path, path: str, origin: str) -> Path:
+    file = folder / path
+    try:
+        check_inside(root, file, must_exist=False)
+    except DataError as error:
+        raise DataError(f"{root}: {origin}: {error}") from error
+    return file
+
+
+def _named_files(root: Path, file: _File, name: str) -> Iterator[Path]:
+    first = 0
+    for batch in _batches(file.file):
+        array = arrow.storage(batch.column(name))
+        if pa.types.is_struct(array.type) and {"bytes", "path"} <= {of.name for of in array.type}:
+            with _reading(file.file):
+                array.validate(full=True)
+                is_path = pc.is_null(pc.struct_field(array, "bytes"))
+                paths = pc.if_else(is_path, pc.struct_field(array, "path"), None).to_pylist()
+            for row, path in enumerate(paths, start=first):
+                if path:
+                    yield _named_file(root, file.file.parent, path, f"row {row}")
+        first += batch.num_rows
 
 
 def _taken(values: Values | Sequence[str], kept: Sequence[int]) -> Values | Sequence[str]:

@@ -51,9 +51,10 @@ def open_source(path: Path, reading: Reading) -> "NumpyFiles":
     columns of a folder are called like its files. Where every array's name ends or begins with
     `train`, `val`, `valid`, `validation` or `test` (`x_train`, `test_images`) these become parts.
 
-    The label is the column that `reading` names, else any called `label`, `labels` or `y` that
-    holds whole numbers or strings, one a row. Whole numbers have the classes "0" to the greatest
-    one. The picture column's arrays `(N, H, W)` or `(N, H, W, C)` become `(N, C, H, W)`.
+    The label is the column that `reading` names, else any called `label` or `labels`, or `y` beside
+    an `x`, that holds whole numbers or strings, one a row. Whole numbers have the classes "0" to
+    the greatest one. The picture column's arrays `(N, H, W)` or `(N, H, W, C)` become
+    `(N, C, H, W)`.
 
     Values keep their type; bool becomes uint8. Both byte orders and both memory orders are read;
     nothing is ever unpickled. A `.npz` that is compressed is read in one piece for each part, since
@@ -202,7 +203,7 @@ def _column(parts: _Parts, name: str, reading: Reading) -> Column:
             f"{array.where} holds {array.type}, which no shard can hold; "
             f"there are bool, strings, {', '.join(DTYPES)}: convert it"
         )
-    if is_label(name, reading, fits=one_a_row and whole):
+    if is_label(name, reading, fits=one_a_row and whole, beside=next(iter(parts.values()))):
         if not (one_a_row and whole):
             raise DataError(
                 f"{array.where} is to be the label, but its rows are {array.type} of shape "

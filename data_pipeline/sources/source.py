@@ -71,7 +71,8 @@ class Source(Protocol):
     """Something that can be made into a data set; it can be pickled.
 
     Whether work on it is taken up again is decided by its columns, its pieces and their files'
-    sizes and times; without files, by its `repr`.
+    sizes and times, by those of further files that a method `named_files()` may name, and by the
+    versions of what reads it; without files, by its `repr`.
     """
 
     @property

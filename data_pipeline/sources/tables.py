@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import DTYPES, Column
+from data_pipeline.manifest import Column
 from data_pipeline.shards import Values
 from data_pipeline.sources.arrow_values import (
     Unfit,
@@ -30,14 +30,19 @@ from data_pipeline.sources.arrow_values import (
     tensor_values,
     text_values,
 )
+from data_pipeline.sources.checks import (
+    TYPES,
+    check_named,
+    is_label,
+    stack_columns,
+    stack_rows,
+    stacks,
+)
 from data_pipeline.sources.pictures import picture_column, read_pictures
 from data_pipeline.sources.source import Block, Reading
 
-TYPES = (*DTYPES, "bool", "text", "label", "image", "grey", "skip")
-"""What a column can be read as; `grey` pictures have one channel, `skip` leaves a column out."""
-
-LABEL_NAMES = ("label", "labels")
-"""A column called so is the label where none is named; a `y` may as well be a place."""
+TABLE_TYPES = (*TYPES, "bool", "text", "image", "grey")
+"""What a table's column can be read as; `grey` pictures have one channel."""
 
 IMAGE_NAMES = ("image",)
 """A column of bytes called so holds pictures where no column is named."""
@@ -82,13 +87,7 @@ class Layout:
     @property
     def columns(self) -> tuple[Column, ...]:
         """The columns; stacked ones come last."""
-        taken = {name for names in self.stack.values() for name in names}
-        stacked = (
-            Column(name=name, kind="tensor", dtype="float32", shape=(len(names),))
-            for name, names in self.stack.items()
-        )
-        rest = (entry.column for entry in self.fields if entry.name not in taken)
-        return (*rest, *stacked)
+        return stack_columns([entry.column for entry in self.fields], self.stack)
 
     def block(self, table: pa.Table, origins: Sequence[str], bad: Sequence[str] = ()) -> Block:
         """The rows of a table.
@@ -108,10 +107,7 @@ class Layout:
             table, origins = table.take(pa.array(kept)), [origins[row] for row in kept.tolist()]
         for entry in self.fields:
             rows[entry.name] = self._values(entry, table, origins)
-        for name, parts in self.stack.items():
-            stacked = [np.asarray(rows.pop(part), np.float32) for part in parts]
-            rows[name] = np.stack(stacked, axis=1)
-        return Block(rows, origins, tuple(wrong))
+        return Block(stack_rows(rows, self.columns, self.stack), origins, tuple(wrong))
 
     @property
     def _pictures(self) -> set[str]:
@@ -176,8 +172,7 @@ def layout_of(where: Path, schema: pa.Schema, reading: Reading) -> Layout:
         ("--split-by", [reading.split_by] if reading.split_by is not None else []),
     ):
         for name in given:
-            if name not in names:
-                raise DataError(f"{where} has no column {name!r}, which {option} names; {names}")
+            check_named(where, option, name, names)
     fields = []
     for entry in schema:
         wanted = reading.types.get(entry.name)
@@ -185,18 +180,19 @@ def layout_of(where: Path, schema: pa.Schema, reading: Reading) -> Layout:
             fields.append(_field(where, entry, reading, wanted))
     if not fields:
         raise DataError(f"{where}: all of its columns are skipped")
-    return Layout(tuple(fields), _stack(where, fields, reading), reading.missing == "keep")
+    stack = stacks(where, [entry.column for entry in fields], reading)
+    return Layout(tuple(fields), stack, reading.missing == "keep")
 
 
 def cast_type(name: str, wanted: str | None) -> pa.DataType | None:
-    """The Arrow type that a column of a type of `TYPES` is read as, where there is one.
+    """The Arrow type that a column of a type of `TABLE_TYPES` is read as, where there is one.
 
     Raises:
-        DataError: it is none of `TYPES`.
+        DataError: it is none of `TABLE_TYPES`.
     """
-    if wanted is not None and wanted not in TYPES:
+    if wanted is not None and wanted not in TABLE_TYPES:
         raise DataError(
-            f"column {name!r} cannot be read as {wanted!r}: there are {', '.join(TYPES)}"
+            f"column {name!r} cannot be read as {wanted!r}: there are {', '.join(TABLE_TYPES)}"
         )
     if wanted in ("text", "label"):
         return pa.large_string()
@@ -209,7 +205,7 @@ def _field(where: Path, entry: pa.Field, reading: Reading, wanted: str | None) -
     name, found = entry.name, entry.type
     if name == reading.split_by:
         return Field(name, Column(name=name, kind="text", dtype="uint8"), pa.large_string())
-    if _is_label(name, found, reading, wanted):
+    if _is_label(name, found, reading):
         return Field(name, _label(where, name, found))
     if (
         wanted in ("image", "grey")
@@ -266,15 +262,10 @@ def _way(name: str, found: pa.DataType) -> str:
     return f"numbers, lists of numbers and strings go; write it as one of these, {skip}"
 
 
-def _is_label(name: str, found: pa.DataType, reading: Reading, wanted: str | None) -> bool:
-    if wanted is not None:
-        return wanted == "label"
-    if reading.label is not None and name == reading.label:
-        return True
-    if pa.types.is_dictionary(found):
-        return True
+def _is_label(name: str, found: pa.DataType, reading: Reading) -> bool:
     fits = _is_text(found) or pa.types.is_integer(found) or pa.types.is_boolean(found)
-    return reading.label is None and fits and name in LABEL_NAMES
+    of_classes = pa.types.is_dictionary(found) and name not in reading.types
+    return of_classes or is_label(name, reading, fits=fits)
 
 
 def _label(where: Path, name: str, found: pa.DataType) -> Column:
@@ -311,34 +302,6 @@ def _encoded(entry: Field, table: pa.Table, origins: Sequence[str]) -> list[byte
                 f"column {entry.name!r} has no picture in {origins[row]}: take the row out"
             )
     return [value for value in encoded if value is not None]
-
-
-def _stack(where: Path, fields: Sequence[Field], reading: Reading) -> dict[str, tuple[str, ...]]:
-    """The stacks with "*" written out."""
-    numbers = [entry.name for entry in fields if entry.column.kind == "number"]
-    named = {part for parts in reading.stack.values() for part in parts}
-    stack: dict[str, tuple[str, ...]] = {}
-    for name, parts in reading.stack.items():
-        rest = tuple(part for part in numbers if part not in named)
-        whole = tuple(p for part in parts for p in (rest if part == "*" else (part,)))
-        for part in whole:
-            if part not in numbers:
-                raise DataError(
-                    f"{where}: {name!r} is to be stacked of {part!r}, which is no column of "
-                    f"numbers; these are {numbers}"
-                )
-        if not whole or len(set(whole)) != len(whole):
-            raise DataError(
-                f"{where}: {name!r} is to be stacked of {list(whole)}: give one column of numbers "
-                "at least, and none twice"
-            )
-        if any(entry.name == name for entry in fields if entry.name not in whole):
-            raise DataError(f"{where}: {name!r} is to be stacked, but a column is called so")
-        stack[name] = whole
-    used = [part for parts in stack.values() for part in parts]
-    if len(set(used)) != len(used):
-        raise DataError(f"{where}: columns are stacked twice: {used}")
-    return stack
 
 
 def _is_text(found: pa.DataType) -> bool:

@@ -9,6 +9,7 @@ import socket
 import time
 import tomllib
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -263,6 +264,12 @@ def load_model(model: torch.nn.Module, path: Path) -> None:
         raise DataError(f"{path} cannot be loaded into the model: {error}") from error
 
 
+def _installed(*packages: str) -> dict[str, str]:
+    """The versions of those that are there."""
+    found = {name: list(metadata.distributions(name=name)) for name in packages}
+    return {name: one[0].version for name, one in found.items() if one}
+
+
 def numerics_fingerprint(device: torch.device, compute_threads: int) -> dict[str, Any]:
     """What the bits rest on beside the job: hardware, versions, threads (rule 1)."""
     found: dict[str, Any] = {
@@ -274,6 +281,9 @@ def numerics_fingerprint(device: torch.device, compute_threads: int) -> dict[str
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
+        "libc": " ".join(platform.libc_ver()),
+        # The order is drawn and pictures are decoded by these.
+        **_installed("distrain", "numba", "llvmlite", "simplejpeg", "pillow"),
     }
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)

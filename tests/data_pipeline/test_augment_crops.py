@@ -56,6 +56,19 @@ def test_center_crop_of_a_square_is_torchvisions_256_and_224() -> None:
     assert box.tolist() == [30.0, 110.0, 420.0, 420.0]
 
 
+def test_a_center_crop_of_the_whole_lies_within_pictures_of_all_sizes() -> None:
+    sides = np.arange(1, 301)
+    for size in (187, 224, 1, 7):
+        for heights, widths in ((sides, sides), (sides, sides[::-1]), (sides, 3 * sides)):
+            boxes = CenterCrop(size, size, of=1.0).boxes(heights, widths, draw(300))
+            tops, lefts, tall, wide = boxes.T
+            assert (boxes[:, :2] >= 0).all()
+            assert (boxes[:, 2:] > 0).all()
+            assert (tops + tall <= heights).all()
+            assert (lefts + wide <= widths).all()
+    assert CenterCrop(187, 187, of=1.0).changed(images(1, 3, 3, 3), draw(1)).shape[2:] == (187, 187)
+
+
 def test_center_crop_keeps_the_shape_of_its_window() -> None:
     (box,) = boxes_of(CenterCrop(10, 40, of=1.0), 100, 80, 1)
     assert box.tolist() == [40.0, 0.0, 20.0, 80.0]
@@ -153,5 +166,5 @@ def test_arguments_that_make_no_sense_are_refused(make: Any, message: str) -> No
 def test_what_is_no_image_of_bytes_or_floats_is_refused() -> None:
     with pytest.raises(DataError, match=r"Resize works on images"):
         Resize(2, 2).changed(images(3, 4), draw(3))
-    with pytest.raises(DataError, match=r"CenterCrop interpolates images of uint8 or float32"):
+    with pytest.raises(DataError, match=r"CenterCrop works on images of uint8 or float32"):
         CenterCrop(2, 2).changed(images(3, 1, 4, 4, dtype="int16"), draw(3))

@@ -220,7 +220,7 @@ def test_arguments_that_make_no_sense_are_refused(make: Any, message: str) -> No
 
 
 def test_images_of_other_types_and_fills_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(DataError, match=r"Rotation interpolates images of uint8 or float32, not o"):
+    with pytest.raises(DataError, match=r"Rotation works on images of uint8 or float32, not o"):
         Rotation(1).changed(images(1, 1, 2, 2, dtype="int64"), draw(1))
     with pytest.raises(DataError, match=r"Shear works on images \(C, H, W\)"):
         Shear(1).changed(images(1, 4), draw(1))

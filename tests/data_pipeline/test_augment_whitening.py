@@ -1,13 +1,15 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data_pipeline.augment import Draw, SamplewiseStandardize, ZCAWhitening
+from data_pipeline.augment import Draw, Samples, SamplewiseStandardize, ZCAWhitening
 from data_pipeline.augment.whitening import zca_matrix
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DataError
+from data_pipeline.manifest import Column
 from data_pipeline.ragged import Ragged
 from data_pipeline.standardize import standardization
 from distrain.describe import describe
@@ -50,6 +52,21 @@ def test_samplewise_standardisation_is_keras_formula(shape: tuple[int, ...]) -> 
 def test_a_sample_of_equal_values_becomes_zeros() -> None:
     rows = np.full((2, 3, 4, 4), 7.25, np.float32)
     assert not SamplewiseStandardize().changed(rows, NOTHING).any()
+
+
+@pytest.mark.parametrize("step", [(), (3,), (2, 2)])
+def test_a_padded_sequence_is_standardised_by_its_own_steps(step: tuple[int, ...]) -> None:
+    lengths = np.array([1, 4, 6, 0])
+    rows = np.random.default_rng(0).normal(5, 3, (4, 6, *step)).astype(np.float32)
+    rows[np.arange(6) >= lengths[:, None]] = 0
+    column = Column(name="x", kind="sequence", dtype="float32", shape=step)
+    samples = Samples({"x": rows, "x_lengths": lengths}, {"x": column}, "x")
+    SamplewiseStandardize()(samples, NOTHING)
+    for row, made, length in zip(rows, samples.arrays["x"], lengths, strict=True):
+        assert not made[length:].any()
+        if length:
+            alone = SamplewiseStandardize().changed(row[None, :length], NOTHING)[0]
+            np.testing.assert_array_equal(made[:length], alone)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 5), (7,)])
@@ -112,6 +129,26 @@ def test_fitting_twice_gives_the_same_digest_and_other_data_another() -> None:
     assert describe(ZCAWhitening()) != one
 
 
+def test_what_is_fitted_already_is_fitted_again_to_other_data_alone() -> None:
+    rows = correlated(300, 8)
+    dataset = Dataset.from_arrays({"x": rows, "z": rows + 1})
+    scaling = standardization(dataset, "x", scaled=True)
+    assert scaling is not None
+    fitted = ZCAWhitening(0.1).fitted(dataset, "x", scaling)
+    assert fitted.fitted(Dataset.from_arrays({"x": rows, "z": rows + 1}), "x", scaling) is fitted
+    moved = replace(scaling, offset=scaling.offset + 1)
+    larger = replace(scaling, scale=scaling.scale * 2)
+    others = [
+        fitted.fitted(dataset, "z", scaling),
+        fitted.fitted(dataset, "x", moved),
+        fitted.fitted(dataset, "x", larger),
+        fitted.fitted(dataset, "x"),
+        fitted.fitted(Dataset.from_arrays({"x": rows[:-1]}), "x", scaling),
+    ]
+    assert len({whitening.digest for whitening in (fitted, *others)}) == 6
+    assert all(whitening.epsilon == 0.1 for whitening in others)
+
+
 def test_each_sample_is_whitened_with_the_same_bits_in_any_company() -> None:
     rows = correlated(70, 3, 7, 9)
     fitted = ZCAWhitening(0.1).fitted(Dataset.from_arrays({"x": rows}), "x")
@@ -122,7 +159,7 @@ def test_each_sample_is_whitened_with_the_same_bits_in_any_company() -> None:
 
 def test_zca_that_was_not_fitted_or_to_other_inputs_is_refused() -> None:
     rows = correlated(5, 4)
-    with pytest.raises(DataError, match=r"ZCAWhitening has no matrix yet: call fitted"):
+    with pytest.raises(DataError, match=r"Trainer and Loader fit it .*, standardization\)"):
         ZCAWhitening().changed(rows, NOTHING)
     fitted = ZCAWhitening().fitted(Dataset.from_arrays({"x": rows}), "x")
     with pytest.raises(DataError, match=r"was fitted to 4 values a sample, but these have 6"):

@@ -3,19 +3,16 @@
 import hashlib
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from data_pipeline import DataError, Dataset, LostProcessError, StorageError, convert, write
 from data_pipeline.conversion import passes
-from data_pipeline.conversion.parts import by_class, by_content, duplicates, sorted_classes
 from data_pipeline.conversion.workplace import Workplace
 from data_pipeline.manifest import Column
 from data_pipeline.sources.source import Block, Piece, Reading
@@ -123,55 +120,6 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> N
     assert len(found[0]) > 10
 
 
-@given(
-    some=st.sets(st.integers(0, 10**6), min_size=1, max_size=60),
-    more=st.sets(st.integers(0, 10**6), max_size=60),
-    share=st.floats(0.01, 0.45),
-)
-@settings(deadline=None, max_examples=100)
-def test_rows_that_are_added_move_no_other_to_another_part(
-    some: set[int], more: set[int], share: float
-) -> None:
-    fractions = {"validation": share, "test": share}
-    before, both = sorted(some), sorted(some | more, reverse=True)
-    part_before = by_content(keys_of(before), fractions)
-    part_after = dict(zip(both, by_content(keys_of(both), fractions).tolist(), strict=True))
-    assert part_before.tolist() == [part_after[row] for row in before]
-
-
-def keys_of(rows: Sequence[int]) -> Any:
-    words = [hashlib.blake2b(str(row).encode(), digest_size=16).digest() for row in rows]
-    return np.frombuffer(b"".join(words), "<u8").reshape(-1, 2)
-
-
-def test_a_type_that_widens_when_rows_are_added_moves_none(tmp_path: Path) -> None:
-    whole = [{"x": row, "t": "a"} for row in range(200)]
-    wide = [{"x": float(row), "t": "a"} for row in range(200)] + [{"x": 0.5, "t": "a"}]
-    for name, rows in (("int", whole), ("float", wide)):
-        write(tmp_path / name, rows, split={"test": 0.3})
-    before, after = column(tmp_path / "int", "x", "test"), column(tmp_path / "float", "x", "test")
-    assert before == [value for value in after if value != 0.5]
-
-
-@pytest.mark.parametrize("shares", [{"test": 0.5}, {"validation": 0.1, "test": 0.2}])
-def test_shares_are_about_those_asked_for(shares: dict[str, float]) -> None:
-    counts = np.bincount(by_content(keys_of(range(20_000)), shares), minlength=len(shares) + 1)
-    for number, share in enumerate(shares.values(), start=1):
-        assert counts[number] / 20_000 == pytest.approx(share, abs=0.015)
-
-
-@given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=80))
-@settings(deadline=None, max_examples=100)
-def test_a_stratified_split_gives_each_class_its_exact_share(labels: list[int]) -> None:
-    numbers = np.array(labels, np.int64)
-    part_of = by_class(keys_of(range(len(labels))), numbers, {"validation": 0.25, "test": 0.5})
-    for label in set(labels):
-        counts = np.bincount(part_of[numbers == label], minlength=3)
-        count = counts.sum()
-        first, second = np.floor(0.25 * count + 0.5), np.floor(0.75 * count + 0.5)
-        assert counts.tolist() == [count - second, first, second - first]
-
-
 def test_a_stratified_split_goes_by_the_label(tmp_path: Path) -> None:
     convert(Numbers(90), tmp_path / "d", split={"test": 0.2}, stratify=True)
     assert np.bincount(column(tmp_path / "d", "label", "test")).tolist() == [6, 6, 6]
@@ -206,32 +154,6 @@ def test_duplicates_within_and_across_parts_are_counted_and_named(tmp_path: Path
     assert len(report.named_duplicates) == 5
     same_part = convert(Numbers(30, repeat=15), tmp_path / "e", split={"test": 0.3})
     assert (same_part.duplicates_within, same_part.duplicates_across) == (15, 0)
-
-
-@given(rows=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=40))
-@settings(deadline=None, max_examples=150)
-def test_duplicates_are_those_of_a_plain_loop(rows: list[tuple[int, int]]) -> None:
-    keys = np.array([[key // 2, key] for key, _ in rows], np.uint64)
-    part_of = np.array([part for _, part in rows], np.int16)
-    within = across = 0
-    named, first, seen = [], {}, set()
-    for number, (key, part) in enumerate(rows):
-        if key not in first:
-            first[key] = number
-        elif (key, part) in seen:
-            within += 1
-        else:
-            across += 1
-            named.append((number, first[key]))
-        seen.add((key, part))
-    found = duplicates(keys, part_of, most=3)
-    assert (found.within, found.across, found.named) == (within, across, tuple(named[:3]))
-
-
-def test_classes_are_sorted_as_numbers_where_all_are() -> None:
-    assert sorted_classes(["10", "9", "-1", "9"]) == ("-1", "9", "10")
-    assert sorted_classes(["1.5", "10", "2"]) == ("1.5", "2", "10")
-    assert sorted_classes(["b", "10", "9"]) == ("10", "9", "b")
 
 
 def test_rows_that_cannot_be_read_are_left_out_up_to_a_number(tmp_path: Path) -> None:
@@ -340,8 +262,8 @@ def test_work_under_other_options_is_thrown_away_and_that_is_said(tmp_path: Path
         convert(Numbers(50), tmp_path / "d", rows_per_shard=10, progress=stop)
     convert(Numbers(41), tmp_path / "d", rows_per_shard=10, tell=told.append)
     assert told == [
-        f"{tmp_path}/.d.partial holds work on another source, or under other options: "
-        "it is started anew"
+        f"{tmp_path}/.d.partial holds work on another source, or under other options or "
+        "versions: it is started anew"
     ]
     assert column(tmp_path / "d", "x") == list(range(41))
 
@@ -410,92 +332,6 @@ def test_shards_are_cut_at_the_usual_size(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(passes, "SHARD_BYTES", 1_000)
     convert(Numbers(100), tmp_path / "d")
     assert len(Dataset(tmp_path / "d").shards) > 2
-
-
-def test_all_kinds_of_rows_are_written_as_they_come(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    walk = Column(name="walk", kind="sequence", dtype="float32", shape=(2,))
-    columns = (X, TEXT, walk, Column(name="t", kind="tensor", dtype="uint8", shape=(1, 2, 2)))
-    rows: list[dict[str, Any]] = [
-        {
-            "x": row,
-            "text": "é" * (row % 4),
-            "walk": generator.normal(size=(row % 3, 2)).astype(np.float32),
-            "t": generator.integers(0, 255, (1, 2, 2), np.uint8),
-        }
-        for row in range(50)
-    ]
-    report = write(tmp_path / "d", iter(rows), columns=columns, rows_per_shard=20)
-    assert report.rows == {"train": 50}
-    dataset = Dataset(tmp_path / "d")
-    assert dataset.column("walk").max_length == 2
-    assert dataset.column("text").max_length == 6
-    assert column(tmp_path / "d", "text") == [row["text"] for row in rows]
-    out, lengths = np.zeros((50, 2, 2), np.float32), np.zeros(50, np.int64)
-    dataset.gather_padded("walk", np.arange(50), out, lengths)
-    for place, row in enumerate(rows):
-        assert lengths[place] == len(row["walk"])
-        assert np.array_equal(out[place, : lengths[place]], row["walk"])
-    steps = np.concatenate([row["walk"] for row in rows]).astype(np.float64)
-    assert dataset.statistics["walk"].mean == pytest.approx(steps.mean(axis=0), rel=1e-12)
-    assert dataset.statistics["walk"].std == pytest.approx(steps.std(axis=0), rel=1e-12)
-
-
-def test_the_first_row_says_what_undeclared_columns_hold(tmp_path: Path) -> None:
-    rows = [{"a": 1.5, "b": np.zeros(3, np.int16), "c": "text", "y": name} for name in "bab"]
-    write(tmp_path / "d", rows, label="y")
-    assert list(Dataset(tmp_path / "d").columns.values()) == [
-        Column(name="a", kind="number", dtype="float64"),
-        Column(name="b", kind="tensor", dtype="int16", shape=(3,)),
-        Column(name="c", kind="text", dtype="uint8", max_length=4),
-        Column(name="y", kind="label", dtype="int64", classes=("a", "b")),
-    ]
-    assert column(tmp_path / "d", "y") == [1, 0, 1]
-
-
-def test_rows_can_name_their_part(tmp_path: Path) -> None:
-    rows = [{"a": number, "fold": "test" if number % 3 else "train"} for number in range(9)]
-    assert write(tmp_path / "d", rows, split_by="fold").rows == {"train": 3, "test": 6}
-    assert list(Dataset(tmp_path / "d").columns) == ["a"]
-
-
-@pytest.mark.parametrize(
-    ("rows", "options", "message"),
-    [
-        ([], {}, "there are no rows"),
-        ([{"a": 1}, {"b": 1}], {}, r"row 1 has \['b'\], but the columns are \['a'\]"),
-        ([{"a": [1]}, {"a": [1, 2]}], {}, r"row 1 has int64 of shape \(2,\): declare it"),
-        ([{"a": 1}, {"a": 0.5}], {}, r"shape \(\), but row 1 has float64"),
-        ([{"a": None}], {}, "column 'a' has NoneType .* in row 0"),
-        ([{"a": 1}], {"label": "y"}, r"the label is 'y', but row 0 has \['a'\]"),
-        ([{"a": 1.0}, {"a": np.nan}], {}, "column 'a' has NaN or infinity in row 1; a missing"),
-    ],
-)
-def test_rows_that_make_no_data_set_are_refused_and_leave_nothing(
-    tmp_path: Path, rows: list[Any], options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(DataError, match=message):
-        write(tmp_path / "d", rows, **options)
-    assert names(tmp_path) == []
-
-
-def test_missing_values_are_counted_where_they_are_allowed(tmp_path: Path) -> None:
-    rows = [{"a": value} for value in (1.0, np.nan, 3.0)]
-    write(tmp_path / "d", rows, missing_allowed=True)
-    statistics = Dataset(tmp_path / "d").statistics["a"]
-    assert (statistics.count, statistics.missing, statistics.mean) == (3, 1, (2.0,))
-    with pytest.raises(DataError, match="column 'a' has not a single value"):
-        write(tmp_path / "e", [{"a": np.nan}], missing_allowed=True)
-
-
-def test_rows_broken_off_by_their_maker_leave_nothing(tmp_path: Path) -> None:
-    def rows() -> Iterator[dict[str, int]]:
-        yield {"a": 1}
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "d", rows())
-    assert names(tmp_path) == []
 
 
 def test_a_path_and_its_destination_must_lie_apart(tmp_path: Path) -> None:

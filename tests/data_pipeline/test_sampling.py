@@ -240,13 +240,16 @@ LABEL = (np.arange(3 * BLOCK) ** 2 % 7).astype(np.int64)
 DATASET = Dataset.from_arrays({"x": np.arange(3 * BLOCK), "y": LABEL}, classes={"y": "abcdefg"})
 
 
-@pytest.mark.parametrize("kind", ["stored", "shuffled", "bootstrap", "balanced"])
+@pytest.mark.parametrize(
+    "kind", ["stored", "shuffled", "with_replacement", "bootstrap", "balanced"]
+)
 def test_a_data_set_is_sampled_in_that_order_wherever_one_looks(kind: Kind) -> None:
     count = 3 * BLOCK
     orders: dict[str, Order] = {
         "stored": SequentialOrder(count),
         "shuffled": ShuffledOrder(count, 9, 2),
-        "bootstrap": BootstrapOrder(count, 9, 2),
+        "with_replacement": BootstrapOrder(count, 9, 2),
+        "bootstrap": BootstrapOrder(count, 9, 2, resampled=False),
         "balanced": of_labels(LABEL, 9, 2),
     }
     sampling = Sampling(DATASET, kind, seed=9, label="y")
@@ -264,5 +267,5 @@ def test_balancing_by_what_is_no_label_is_refused(label: str | None) -> None:
 
 
 def test_an_unknown_kind_of_sampling_is_refused_with_those_there_are() -> None:
-    with pytest.raises(DataError, match="'shufled'; it can be stored, shuffled, bootstrap, bala"):
+    with pytest.raises(DataError, match="'shufled'; it can be stored, shuffled, with_repl"):
         Sampling(DATASET, "shufled")  # type: ignore[arg-type]

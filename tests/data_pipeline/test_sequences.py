@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from data_pipeline import DataError, Dataset, Loader, Ragged, write_dataset
-from data_pipeline.augment import Draw, Samples
+from data_pipeline.augment import Draw, GaussianNoise, Samples
 from data_pipeline.manifest import Column
 
 LENGTHS = [3, 0, 5, 1, 0, 4, 2]
@@ -126,3 +126,25 @@ def test_a_column_that_is_called_as_the_lengths_would_be_is_refused() -> None:
     arrays: dict[str, Any] = {"x": Ragged.of(ROWS, "float32", (2,)), "x_lengths": np.arange(7)}
     with pytest.raises(DataError, match=r"'x_lengths' .* is what the lengths of 'x' are called"):
         whole(Dataset.from_arrays(arrays))
+
+
+def test_what_stands_behind_a_row_is_zero_after_noise_too() -> None:
+    found = whole(dataset_of(ROWS), transforms=[GaussianNoise(1.0)])
+    behind = np.arange(5) >= np.array(LENGTHS)[:, None]
+    assert not found["series"][behind].any()
+    assert found["series"][~behind].all()
+
+
+@pytest.mark.parametrize("steps", [{"serie": 3}, {"series": 0}, {"series": -3}])
+def test_padding_that_cannot_be_is_refused(steps: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"pad_to gives .*; give 1 or more to one of"):
+        Loader(dataset_of(ROWS), 3, pad_to=steps)
+    with pytest.raises(DataError, match="only sequences and texts are padded"):
+        whole(dataset_of(ROWS), pad_to={"id": 3})
+
+
+def test_sequences_of_16_bits_are_padded_and_scaled() -> None:
+    rows = [row.astype(np.float16) for row in ROWS]
+    data = Dataset.from_arrays({"series": Ragged.of(rows, "float16", (2,))})
+    assert np.array_equal(whole(data, standardize=False)["series"], padded(rows, 5))
+    assert whole(data)["series"].dtype == np.float32

@@ -13,6 +13,7 @@ from PIL import Image
 
 from data_pipeline import DataError
 from data_pipeline.manifest import Column
+from data_pipeline.sources import detect
 from data_pipeline.sources.hugging_face import matches, open_source
 from data_pipeline.sources.source import Reading
 from tests.conftest import clean_environment
@@ -113,16 +114,16 @@ def test_every_feature_is_read_as_the_library_gives_it(
 
 def test_the_splits_of_a_dict_are_parts(tmp_path: Path) -> None:
     whole = datasets.Dataset.from_list(
-        [{"x": n, "y": "ab"[n % 2]} for n in range(10)],
+        [{"x": n, "label": "ab"[n % 2]} for n in range(10)],
     )
     parts = {"train": whole.select(range(6)), "test": whole.select([9, 8, 7, 6])}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "d")
     source = open_source(tmp_path / "d", Reading())
-    assert source.columns[1] == Column(name="y", kind="label", dtype="int64")
+    assert source.columns[1] == Column(name="label", kind="label", dtype="int64")
     found = read_back(source)
     assert list(found) == ["train", "test"]
     assert found["test"].array("x").tolist() == [9, 8, 7, 6]
-    assert found["test"].values["y"] == ["b", "a", "b", "a"]
+    assert found["test"].values["label"] == ["b", "a", "b", "a"]
     assert found["test"].origins == [f"test row {n}" for n in range(4)]
     alone = only(tmp_path / "d" / "test")
     assert alone.array("x").tolist() == [9, 8, 7, 6]
@@ -330,6 +331,14 @@ def test_labels_are_named_or_called_so_or_of_their_class(tmp_path: Path) -> None
     found = only(path, Reading(split_by="c", stack={"x": ("*",)}, types={"label": "int8"}))
     assert found.values["c"] == ["n", "m"]
     np.testing.assert_array_equal(found.array("x"), [[2], [0]])
+
+
+def test_y_is_no_label_in_a_table(tmp_path: Path) -> None:
+    path = saved(tmp_path / "d", [{"x": 1, "y": 2}], {n: datasets.Value("int64") for n in "xy"})
+    assert [column.kind for column in open_source(path, Reading()).columns] == ["number"] * 2
+    (tmp_path / "a.csv").write_text("x,y,labels\n1,2,3\n")
+    kinds = [column.kind for column in detect.open_source(tmp_path / "a.csv", Reading()).columns]
+    assert kinds == ["number", "number", "label"]
 
 
 def test_detection_goes_by_the_descriptions(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_bytes_are_texts_in_utf8(tmp_path: Path) -> None:
         only_part(open_source(tmp_path / "a.npy", Reading()))
 
 
-@pytest.mark.parametrize("name", ["label", "labels", "y"])
+@pytest.mark.parametrize("name", ["label", "labels"])
 def test_whole_numbers_called_so_are_labels(tmp_path: Path, name: str) -> None:
     path = write_arrays(tmp_path / "a", "stored", {name: Y[:, None]})
     assert open_source(path, Reading()).columns[0].kind == "label"
@@ -143,10 +143,21 @@ def test_whole_numbers_called_so_are_labels(tmp_path: Path, name: str) -> None:
     assert open_source(path, Reading()).columns[0].kind == "number"
 
 
+def test_y_is_a_label_beside_an_x_alone(tmp_path: Path) -> None:
+    for number, (others, kind) in enumerate(
+        [({}, "number"), ({"z": X}, "number"), ({"x": X}, "label"), ({"X": X}, "label")]
+    ):
+        path = write_arrays(tmp_path / str(number), "stored", {**others, "y": Y})
+        columns = {column.name: column for column in open_source(path, Reading()).columns}
+        assert columns["y"].kind == kind
+    path = write_arrays(tmp_path / "real", "stored", {"x": X, "y": Y * 0.5})
+    assert open_source(path, Reading()).columns[1].kind == "number"
+
+
 def test_a_label_is_named_or_given_as_a_type(tmp_path: Path) -> None:
-    path = write_arrays(tmp_path / "a", "stored", {"who": Y, "y": Y, "on": Y > 1})
+    path = write_arrays(tmp_path / "a", "stored", {"who": Y, "x": Y, "y": Y, "on": Y > 1})
     kinds = {c.name: c.kind for c in open_source(path, Reading(label="who")).columns}
-    assert kinds == {"on": "number", "who": "label", "y": "number"}
+    assert kinds == {"on": "number", "who": "label", "x": "number", "y": "number"}
     columns = {c.name: c for c in open_source(path, Reading(types={"on": "label"})).columns}
     assert columns["on"].classes == ("0", "1")
     assert columns["y"].kind == "label"
@@ -252,8 +263,16 @@ def test_arrays_that_no_column_can_hold_are_refused_by_name(
 @pytest.mark.parametrize(
     ("arrays", "reading", "message"),
     [
-        ({"y": Y - 1}, Reading(), r"array 'y' has the label -1: labels are numbered from 0"),
-        ({"y": Y + 2**16}, Reading(), r"has the label 65,539: labels are numbers of classes below"),
+        (
+            {"x": X, "y": Y - 1},
+            Reading(),
+            r"array 'y' has the label -1: labels are numbered from 0",
+        ),
+        (
+            {"x": X, "y": Y + 2**16},
+            Reading(),
+            r"has the label 65,539: labels are numbers of classes below",
+        ),
         ({"a": Y * 0.5}, Reading(label="a"), r"is to be the label, but its rows are float64 of"),
         ({"a": X}, Reading(label="a"), r"is to be the label, but its rows .* \(3, 2\): labels are"),
         ({"a": X}, Reading(label="b"), r"has no column 'b', which --label names; .* \['a'\]"),

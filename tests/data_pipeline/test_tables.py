@@ -1,7 +1,5 @@
 """CSV, TSV, Parquet, JSON lines, Arrow and Feather files, as pyarrow writes them, to data sets."""
 
-import datetime as dt
-import decimal
 import io
 import json
 from collections.abc import Callable
@@ -14,8 +12,6 @@ import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipeline import DataError, Dataset, convert
@@ -23,7 +19,6 @@ from data_pipeline.conversion.options import Report
 from data_pipeline.manifest import Column
 from data_pipeline.sources import arrow_files, csv_files, json_lines, parquet
 from data_pipeline.sources.detect import KINDS, open_source
-from data_pipeline.sources.lines import spans
 from data_pipeline.sources.source import Reading
 
 ROWS = 30
@@ -174,30 +169,6 @@ def test_pieces_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert found == table.column(column).to_pylist(), (name, column)
 
 
-@given(
-    cells=st.lists(st.text(st.sampled_from('ab,"\n\r é'), max_size=6), min_size=1, max_size=30),
-    size=st.integers(1, 60),
-)
-@settings(deadline=None, max_examples=150)
-def test_a_text_file_is_cut_at_ends_of_rows_only(
-    tmp_path_factory: pytest.TempPathFactory, cells: list[str], size: int
-) -> None:
-    quoted = ['"' + cell.replace('"', '""') + '"' for cell in cells]
-    file = tmp_path_factory.mktemp("lines") / "a.csv"
-    file.write_bytes("\n".join(quoted).encode())
-    found = list(spans(file, size, quoted=True))
-    content = file.read_bytes()
-    assert b"".join(content[span.start : span.stop] for span in found) == content
-    line = 1
-    for span in found:
-        piece = content[span.start : span.stop]
-        assert piece.count(b'"') % 2 == 0
-        assert span.first_line == line
-        ends = piece.count(b"\n")
-        assert span.num_lines == ends + (not piece.endswith(b"\n"))
-        line += ends
-
-
 @pytest.mark.parametrize(("name", "writer"), [("parquet", write_parquet), ("csv", write_csv)])
 def test_the_files_of_a_folder_come_by_name_and_may_be_called_by_parts(
     tmp_path: Path, name: str, writer: Callable[[pa.Table, Path], None]
@@ -333,44 +304,6 @@ def refused(path: Path, tmp_path: Path, **reading: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("content", "reading", "message"),
-    [
-        ("x,y\n1,2\n3,4,5\n6,7\n", {}, "a.csv line 3 has 3 values where there are 2 columns: none"),
-        ("x,y\n1,2\n\n3\n6,7\n", {}, "a.csv line 4 has 1 values where there are 2 columns"),
-        ('x,y\n1,"a\nb"\n3\n', {}, "a.csv line 4 has 1 values"),
-        (
-            "x,y\n1,2\n3,four\n",
-            {"types": {"y": "int64"}},
-            "a.csv line 3, column 'y' cannot be read as int64: invalid value 'four'; mend it, or",
-        ),
-        ("x,y\n1,2021-03-04\n", {}, "column 'y' is date32[day], which no data set holds: read it"),
-        ("x,y\n1,\n", {}, "column 'y' is null, which no data set holds: no value shows its type"),
-        ("x,label\n1,\n2,a\n", {"label": "label"}, "column 'label' has no value in a.csv line 2"),
-        ("x,x\n1,2\n", {}, "the names of its columns are not unique, ['x'] stand there twice"),
-        ("x,\n1,2\n", {}, "line 1 leaves a column without a name"),
-        ("", {}, "a.csv is empty: a first line of names"),
-        ("x,y\n", {}, "holds no rows behind its line of names"),
-        ("x\n1\nnan\n", {}, "column 'x' has no value in a.csv line 3"),
-        ("x\n1\ninf\n", {}, "column 'x' has NaN or infinity in a.csv line 3"),
-        ("x\ninf\n", {"missing": "keep"}, "column 'x' has infinity in a.csv line 2"),
-        ('x,y\n1,"2\n', {}, "a double quote that opens in line 1 or behind it is never closed"),
-        ("x,y\n1,2\n", {"label": "z"}, "has no column 'z', which --label names"),
-        ("x,y\n1,2\n", {"types": {"x": "foo"}}, "column 'x' cannot be read as 'foo': there are"),
-        ("x,y\n1,2\n", {"types": {"x": "skip", "y": "skip"}}, "all of its columns are skipped"),
-        ("x,y\n1,a\n", {"stack": {"f": ("y",)}}, "stacked of 'y', which is no column of numbers"),
-        ("x,y\n1,2\n", {"stack": {"y": ("x",)}}, "'y' is to be stacked, but a column is called so"),
-        ("x,y\n1,2\n", {"stack": {"f": ("x", "x")}}, "and none twice"),
-        ("x,y\n1,a\n", {"image": "y"}, "column 'y' is string: pictures are encoded, as binary"),
-    ],
-)
-def test_a_csv_that_cannot_be_kept_is_refused_with_its_line(
-    tmp_path: Path, content: str, reading: dict[str, Any], message: str
-) -> None:
-    (tmp_path / "a.csv").write_text(content)
-    assert message in refused(tmp_path / "a.csv", tmp_path, **reading)
-
-
 def test_broken_lines_are_left_out_up_to_a_number(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("x,y\n1,2\n3\n\n4,5\n6,7,8\n9,10\n")
     report = convert(tmp_path / "a.csv", tmp_path / "d", skip_bad=2)
@@ -391,25 +324,27 @@ def test_broken_lines_are_left_out_up_to_a_number(tmp_path: Path) -> None:
     assert values(tmp_path / "e", "x") == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("column", "message"),
-    [
-        (pa.array([dt.datetime(2020, 1, 1, tzinfo=dt.UTC)]), "--type c=text or --type c=int64"),
-        (pa.array([b"abc"]), "if it holds pictures, say --image c, or leave it out with"),
-        (pa.array([decimal.Decimal("1.5")]), "read it as --type c=float64"),
-        (pa.array([{"a": 1}]), "numbers, lists of numbers and strings go"),
-        (pa.array([[[1], [2, 3]]]), "which no data set holds"),
-        (pa.array([["a"]]), "which no data set holds"),
-        (pa.array([[1, None]]), "an element within a list is missing; give another"),
-        (pa.array([None], pa.string()), "column 'c' has no value in a.parquet row 0"),
-    ],
-)
-def test_what_no_data_set_holds_is_refused_with_the_way_out(
-    tmp_path: Path, column: pa.Array, message: str
-) -> None:
-    write_parquet(pa.table({"c": column, "d": pa.array([1])}), tmp_path / "a.parquet")
-    assert message in refused(tmp_path / "a.parquet", tmp_path)
-    convert(tmp_path / "a.parquet", tmp_path / "d", reading=Reading(types={"c": "skip"}))
+def test_files_of_one_folder_need_the_same_columns(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_parquet(pa.table({"x": [1]}), tmp_path / "in" / "a.parquet")
+    write_parquet(pa.table({"y": [1]}), tmp_path / "in" / "b.parquet")
+    assert "files of one folder need the same columns" in refused(tmp_path / "in", tmp_path)
+
+
+def test_kinds_are_detected_or_listed(tmp_path: Path) -> None:
+    (tmp_path / "a.xyz").write_text("?")
+    (tmp_path / "empty").mkdir()
+    for path, message in (
+        (
+            tmp_path / "a.xyz",
+            f"is of no kind that is known: name one with --kind; there are {', '.join(KINDS)}",
+        ),
+        (tmp_path / "empty", "is an empty folder: there is nothing to convert"),
+        (tmp_path / "none", "there is no "),
+    ):
+        assert message in refused(path, tmp_path)
+    with pytest.raises(DataError, match="there is no kind of source 'excel'; there are "):
+        open_source(tmp_path / "a.xyz", Reading(), "excel")
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.arrows", "a.feather"])
@@ -436,48 +371,3 @@ def test_damaged_files_are_refused_and_end_no_process(tmp_path: Path, name: str)
     (tmp_path / f"cut{Path(name).suffix}").write_bytes(good[: len(good) // 2])
     if name != "a.arrows":  # what is left of a stream may be one
         assert "cannot be read as" in refused(tmp_path / f"cut{Path(name).suffix}", tmp_path)
-
-
-def test_offsets_that_lead_out_of_the_values_are_refused(tmp_path: Path) -> None:
-    offsets = np.array([0, 3, 2**30, 6], np.int32)
-    data = [None, pa.py_buffer(offsets), pa.py_buffer(b"abcdef")]
-    table = pa.table({"word": pa.StringArray.from_buffers(3, data[1], data[2])})
-    with pa.ipc.new_file(str(tmp_path / "a.arrow"), table.schema) as writer:
-        writer.write_table(table)
-    assert "cannot be read" in refused(tmp_path / "a.arrow", tmp_path)
-
-
-def test_files_of_one_folder_need_the_same_columns(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    write_parquet(pa.table({"x": [1]}), tmp_path / "in" / "a.parquet")
-    write_parquet(pa.table({"y": [1]}), tmp_path / "in" / "b.parquet")
-    assert "files of one folder need the same columns" in refused(tmp_path / "in", tmp_path)
-
-
-def test_a_partitioned_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "in" / "year=2020").mkdir(parents=True)
-    write_parquet(pa.table({"x": [1]}), tmp_path / "in" / "year=2020" / "a.parquet")
-    assert "'year=2020' stands for a column" in refused(tmp_path / "in", tmp_path)
-
-
-def test_a_link_that_leaves_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    write_parquet(pa.table({"x": [1]}), tmp_path / "b.parquet")
-    (tmp_path / "in" / "a.parquet").symlink_to(tmp_path / "b.parquet")
-    assert "leaves the folder" in refused(tmp_path / "in", tmp_path)
-
-
-def test_kinds_are_detected_or_listed(tmp_path: Path) -> None:
-    (tmp_path / "a.xyz").write_text("?")
-    (tmp_path / "empty").mkdir()
-    for path, message in (
-        (
-            tmp_path / "a.xyz",
-            f"is of no kind that is known: name one with --kind; there are {', '.join(KINDS)}",
-        ),
-        (tmp_path / "empty", "is an empty folder: there is nothing to convert"),
-        (tmp_path / "none", "there is no "),
-    ):
-        assert message in refused(path, tmp_path)
-    with pytest.raises(DataError, match="there is no kind of source 'excel'; there are "):
-        open_source(tmp_path / "a.xyz", Reading(), "excel")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numba
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -327,4 +328,6 @@ def test_the_fingerprint_says_what_the_bits_rest_on() -> None:
     assert found["torch"] == torch.__version__
     assert found["compute_threads"] == 1
     assert {"device", "cpu_capability", "machine", "numpy", "python"} <= set(found)
+    assert found["numba"] == numba.__version__
+    assert {"simplejpeg", "pillow"} <= set(found)
     json.dumps(found, allow_nan=False)

@@ -294,3 +294,15 @@ def test_class_weights_reach_the_loss(iris: Path) -> None:
     weighted = run_job(job(iris, loss={"class_weights": [100.0, 1.0, 1.0]}))
     plain = run_job(job(iris))
     assert weighted["val_loss"] != plain["val_loss"]
+
+
+def test_whitening_in_a_job_is_fitted_to_the_training_part_and_serves_validation(
+    digits: Path, tmp_path: Path
+) -> None:
+    prepare = {"zca_whitening": {"epsilon": 0.1}}
+    training = {"epochs": 3, "metrics": ["accuracy"]}
+    run = {"dir": str(tmp_path / "run")}
+    made = job(digits, data={"prepare": prepare}, training=training, run=run, optimizer={"lr": 0.5})
+    history = run_job(made)
+    # Whitened for training alone, the validation part would be as good as drawn by lot.
+    assert history["val_accuracy"][-1] > 0.5

@@ -1,6 +1,7 @@
 """`distrain data preview`, from its arguments to the file."""
 
 import argparse
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 from data_pipeline import DataError
 from data_pipeline.errors import StorageError
 from data_pipeline.manifest import Column
+from data_pipeline.ragged import Ragged
 from data_pipeline.writer import write_dataset
 from distrain.errors import ConfigError, UsageError
 from launch.preview_command import add_preview, run, transform_arguments
@@ -44,6 +46,31 @@ def test_without_a_job_samples_are_shown_as_stored_and_it_says_so(
     with Image.open(tmp_path / "preview.png") as sheet:
         assert sheet.format == "PNG"
         assert sheet.width > 5 * 128 // 2
+
+
+def test_the_column_that_a_loader_takes_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(picture, "PNG")
+    columns = [
+        Column(name="words", kind="text", dtype="uint8", max_length=1),
+        Column(name="steps", kind="sequence", dtype="float32", max_length=1),
+        Column(name="photo", kind="image", dtype="uint8", shape=(3,)),
+        Column(name="pixels", kind="tensor", dtype="uint8", shape=(1, 4, 4)),
+    ]
+    values: Any = {
+        "words": Ragged.of_bytes([b"a"] * 3),
+        "steps": Ragged.of([np.ones(1)] * 3, "float32", ()),
+        "photo": Ragged.of_bytes([picture.getvalue()] * 3),
+        "pixels": np.ones((3, 1, 4, 4), np.uint8),
+    }
+    # A Loader's order, which takes no text.
+    for kept, shown in ((4, "pixels"), (3, "photo"), (2, "steps"), (1, "words")):
+        some = {column.name: values[column.name] for column in columns[:kept]}
+        write_dataset(tmp_path / shown, shown, columns[:kept], {"train": some})
+        preview(tmp_path / shown, "--out", tmp_path / "a.png")
+        assert f"inputs {shown}:" in capsys.readouterr().out
 
 
 def test_a_job_gives_transforms_and_seed_and_overrides_change_them(

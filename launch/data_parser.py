@@ -47,8 +47,8 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="read a column as int8 to uint64, float16 to float64 or label, or skip it; in CSV, "
-        "Parquet, JSON lines and Arrow also as bool, text, image or grey (a picture of one channel); "
-        "may be given several times",
+        "Parquet, JSON lines and Arrow also as bool, text, image or grey (a picture of one "
+        "channel); may be given several times",
     )
     parser.add_argument(
         "--stack",

@@ -192,7 +192,9 @@ def _plotted(plot: Plot) -> Image.Image:
 def _points(line: NDArray[np.float64], width: int, height: int) -> list[tuple[float, float]]:
     """Where a line's values stand; those beyond the least and the greatest are at the rim."""
     margin = 0.08
-    across = np.linspace(margin / 2, 1 - margin / 2, len(line)) if len(line) > 1 else [0.5]
+    across = (
+        np.linspace(margin / 2, 1 - margin / 2, len(line)) if len(line) > 1 else [0.5] * len(line)
+    )
     down = margin + (1 - 2 * margin) * (1 - np.clip(line, -margin / 2, 1 + margin / 2))
     return [(float(x) * width, float(y) * height) for x, y in zip(across, down, strict=True)]
 

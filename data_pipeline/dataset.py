@@ -118,6 +118,10 @@ class Dataset:
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
         self.num_rows = int(self._starts[-1])
 
+    def __reduce__(self) -> Any:
+        """Another process opens the folder anew; arrays in memory travel with it."""
+        return super().__reduce__() if self._root is None else (Dataset, (self._root, self.part))
+
     def __len__(self) -> int:
         """The number of rows."""
         return self.num_rows

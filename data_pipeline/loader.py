@@ -1,12 +1,15 @@
 """`for batch in loader`: a data set's batches for any PyTorch loop, in an exact global shuffle."""
 
+import operator
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count
 from types import TracebackType
 from typing import Literal, Self
 
+import numpy as np
 import torch
 
 from data_pipeline.augment.transform import InputTransform, Transform
@@ -93,6 +96,7 @@ class Loader:
             ValueError: an argument is out of its range.
             DataError: the data set has no such column, or can't be made into batches.
         """
+        _check_numbers(batch_size=batch_size, seed=seed)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
         if not 0 <= rank < world_size:
@@ -106,15 +110,10 @@ class Loader:
                 f"{dataset.name} has {dataset.num_rows} rows, fewer than a batch of {batch_size}: "
                 'lower batch_size, or let last_batch be "keep"'
             )
-        if world_size > 1 and micro_batch is None:
-            for transform in transforms:
-                if not isinstance(transform, InputTransform):
-                    raise ValueError(
-                        f"{getattr(transform, '__name__', type(transform).__name__)} may look at "
-                        "all samples that it is given, and those would depend on world_size "
-                        f"({world_size}): give micro_batch, which says how many there are"
-                    )
+        _check_transforms(transforms, world_size if micro_batch is None else 1)
         names = tuple(dataset.columns) if columns is None else tuple(columns)
+        for name in filter(None, (inputs, target)):
+            dataset.column(name)
         kinds = {name: dataset.column(name).kind for name in names}
         inputs = inputs or _first(kinds, "tensor", "image", "sequence")
         target = target or _first(kinds, "label", "number")
@@ -140,6 +139,7 @@ class Loader:
         self._last = whole if last_batch == "drop" else dataset.num_rows
         self.epoch = self.position = 0
         self._open: OnDevice | None = None
+        self._pid, self._starting, self._loop = os.getpid(), threading.Lock(), object()
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -152,26 +152,30 @@ class Loader:
         `close`, with the loader itself, and where a loop is left by `break` or an exception.
 
         Raises:
-            RuntimeError: the loader was closed within the loop, or left by another loop over it.
+            RuntimeError: another loop over it was begun, or it was closed.
         """
-        if self._open is None:
-            self._open = self._opened()
-        batches, epoch = self._open, self.epoch
+        loop = object()
+        with self._starting:
+            if os.getpid() != self._pid:  # a fork has neither the threads nor a use for the buffers
+                self._open, self._pid = None, os.getpid()
+            batches = self._open = self._open or self._opened()
+            self._loop, epoch = loop, self.epoch
         try:
-            while self.epoch == epoch and self._open is batches:
+            while self.epoch == epoch:
+                if self._loop is not loop or self._open is not batches:
+                    raise RuntimeError(
+                        f"another loop over this loader was begun, or it was closed, at position "
+                        f"{self.position} of epoch {self.epoch}: let one loop at a time go over it"
+                    )
                 batch = next(batches)
                 following = self.position + self._batch_size
                 ends = following >= self._last
                 self.epoch, self.position = (epoch + 1, 0) if ends else (epoch, following)
                 yield batch.columns
         except BaseException:
-            self.close()
+            if self._loop is loop:
+                self.close()
             raise
-        if self.epoch == epoch:
-            raise RuntimeError(
-                f"the loader was closed while a loop was at position {self.position} of epoch "
-                f"{epoch}: leave the loop first, and let only one go over a loader"
-            )
 
     def _opened(self) -> OnDevice:
         prefetcher = Prefetcher(
@@ -193,7 +197,7 @@ class Loader:
 
     def __del__(self) -> None:
         """The threads hold the buffers, and not the loader: without it they have no use."""
-        if getattr(self, "_open", None) is not None:
+        if getattr(self, "_open", None) is not None and self._pid == os.getpid():
             self.close()
 
     def __enter__(self) -> Self:
@@ -235,7 +239,8 @@ class Loader:
         Raises:
             ValueError: the state is of another seed, or no batch begins there.
         """
-        seed, epoch, position = (state[name] for name in ("seed", "epoch", "position"))
+        names = ("seed", "epoch", "position")
+        seed, epoch, position = (operator.index(state[name]) for name in names)
         if seed != self._recipe.seed:
             raise ValueError(f"the state is of seed {seed}, the loader's is {self._recipe.seed}")
         if epoch < 0 or not 0 <= position < self._last or position % self._batch_size:
@@ -245,6 +250,25 @@ class Loader:
             )
         self.close()
         self.epoch, self.position = epoch, position
+
+
+def _check_numbers(**given: object) -> None:
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise ValueError(f"{name} is {value!r}; it must be a whole number")
+
+
+def _check_transforms(transforms: Sequence[Transform], world_size: int) -> None:
+    """Refuses what is no transform, and what would see others in a share of another size."""
+    for one in transforms:
+        if isinstance(one, type) or not callable(one):
+            raise ValueError(f"{one!r} is no transform: give an object of one, such as Flip()")
+        if world_size > 1 and not isinstance(one, InputTransform):
+            raise ValueError(
+                f"{getattr(one, '__name__', type(one).__name__)} may look at all samples that it "
+                f"is given, and those would depend on world_size ({world_size}): give micro_batch, "
+                "which says how many there are"
+            )
 
 
 def _spans(

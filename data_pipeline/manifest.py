@@ -1,6 +1,7 @@
 """The description of a data set: what its columns hold, its parts, and every shard's digest."""
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -12,6 +13,8 @@ from data_pipeline.errors import DataError
 
 FILE_NAME = "manifest.json"
 FORMAT_VERSION = 2
+
+_MOST_VALUES = 2**31 - 1
 
 _BLANK_SEAL = "0" * 64
 _SEAL_KEY = b'"sha256": "'
@@ -124,6 +127,13 @@ def check_column(column: Column) -> None:
     if column.dtype not in DTYPES:
         raise DataError(
             f"column {column.name!r} has dtype {column.dtype!r}; shards hold {', '.join(DTYPES)}"
+        )
+    if not column.name:
+        raise DataError("a column has no name: give every column one")
+    if math.prod(column.shape) > _MOST_VALUES:
+        raise DataError(
+            f"column {column.name!r} has rows of shape {column.shape}, more than the "
+            f"{_MOST_VALUES:,} values that Arrow keeps in one: make them smaller"
         )
     if any(size < 1 for size in column.shape):
         raise DataError(f"column {column.name!r} has shape {column.shape}; sizes must be 1 or more")

@@ -37,7 +37,11 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("source", type=Path, metavar="SRC", help="a file or folder")
     parser.add_argument("folder", type=Path, metavar="DST", help="the data set's folder to be")
-    parser.add_argument("--kind", help="of the source (detected)")
+    parser.add_argument(
+        "--kind",
+        help="of the source (detected): images, csv, parquet, json-lines, arrow, numpy, idx, cifar "
+        "or hugging-face",
+    )
     parser.add_argument("--size", metavar="N|HxW", help="decode pictures, and resize them to this")
     parser.add_argument("--label", metavar="C", help="the column of class labels")
     parser.add_argument("--image", metavar="C", help="the column of pictures")

@@ -156,10 +156,17 @@ def run(
     """
     count = len(samples)
     for place, transform in transforms:
-        transform(samples, Draw(seed, epoch, place, first_position, count))
+        given: object = transform(samples, Draw(seed, epoch, place, first_position, count))  # type: ignore[func-returns-value]
+        called = getattr(transform, "__name__", type(transform).__name__)
+        if given is not None:
+            raise ValueError(
+                f"the transform {called} gave back {type(given).__name__}, which nothing looks at: "
+                "it has to change samples.arrays in place, and give back nothing"
+            )
+        if samples.inputs not in samples.arrays:
+            raise ValueError(f"the transform {called} took the inputs {samples.inputs!r} away")
         lengths = {name: len(array) for name, array in samples.arrays.items()}
         if set(lengths.values()) != {count}:
-            called = getattr(transform, "__name__", type(transform).__name__)
             raise ValueError(
                 f"the transform {called} made columns of {lengths} samples from {count}: it must "
                 "keep their number"

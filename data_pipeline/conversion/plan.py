@@ -44,7 +44,12 @@ def plan_of(source: Source, options: Options) -> str:
         (options.reading, options.split, options.rows_per_shard),
         list(options.split.fractions.items()),  # their order counts, and an object has none
     ):
-        digest.update(encoded(entry))
+        try:
+            digest.update(encoded(entry))
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"a name in the source is not UTF-8: {error.object[-80:]!a}: rename the file"
+            ) from error
     files = {file for piece in pieces for file in piece.files}
     if not files:
         digest.update(repr(source).encode())

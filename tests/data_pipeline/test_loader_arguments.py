@@ -1,10 +1,17 @@
 """What a loader asks of those who call it, and does for them."""
 
+import os
+import pickle
+import signal
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
-from data_pipeline import Dataset, Loader
+from data_pipeline import Dataset, Loader, write_dataset
 from data_pipeline.augment import Draw, RandomResizedCrop, Rescale, Resize, Samples, ZCAWhitening
+from data_pipeline.manifest import Column
 from data_pipeline.recipe import training_transforms
 
 
@@ -38,3 +45,48 @@ def test_a_crop_for_training_takes_the_place_of_the_one_for_all_and_the_rest_sta
     assert training_transforms([size, rescale], [crop]) == (crop, rescale)
     assert training_transforms([rescale], [crop]) == (rescale, crop)
     assert training_transforms([size], [rescale]) == (size, rescale)
+
+
+def test_a_fork_begins_where_the_loader_stood_with_threads_of_its_own() -> None:
+    data = Dataset.from_arrays({"x": np.arange(20, dtype=np.float32)})
+    with Loader(data, 4, standardize=False) as loader:
+        assert len(list(loader)) == 5
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            os._exit(len(list(loader)))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": "4"}, "batch_size is '4'; it must be a whole number"),
+        ({"batch_size": True}, "batch_size is True; it must be a whole number"),
+        ({"batch_size": 4, "seed": "a"}, "seed is 'a'; it must be a whole number"),
+        ({"batch_size": 4, "transforms": [Resize]}, "is no transform: give an object of one"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Loader(Dataset.from_arrays({"x": np.zeros(20)}), **arguments)
+
+
+def test_a_transform_that_gives_something_back_is_told_that_nothing_looks_at_it() -> None:
+    def doubled(samples: Samples, _: Draw) -> Any:
+        return samples.arrays["x"] * 2
+
+    loader = Loader(Dataset.from_arrays({"x": np.zeros((20, 2))}), 4, transforms=[doubled])
+    with pytest.raises(ValueError, match="doubled gave back ndarray, which nothing looks at"):
+        next(iter(loader))
+
+
+def test_a_data_set_is_opened_anew_where_it_is_sent(tmp_path: Path) -> None:
+    column = Column(name="x", kind="number", dtype="float32")
+    rows = {"x": np.arange(9, dtype=np.float32)}
+    write_dataset(tmp_path / "d", "d", [column], {"train": rows, "test": rows})
+    for data in (Dataset(tmp_path / "d", "test"), Dataset.from_arrays(rows)):
+        sent = pickle.loads(pickle.dumps(data))
+        out = np.empty(2, np.float32)
+        sent.gather("x", np.array([8, 3]), out)
+        assert (sent.part, out.tolist()) == (data.part, [8.0, 3.0])

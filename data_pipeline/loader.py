@@ -3,6 +3,7 @@
 import operator
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count
@@ -139,6 +140,7 @@ class Loader:
         self._last = whole if last_batch == "drop" else dataset.num_rows
         self.epoch = self.position = 0
         self._open: OnDevice | None = None
+        self._ends: weakref.finalize[[], Loader] = weakref.finalize(self, _nothing)
         self._pid, self._starting, self._loop = os.getpid(), threading.Lock(), object()
 
     def __len__(self) -> int:
@@ -157,8 +159,13 @@ class Loader:
         loop = object()
         with self._starting:
             if os.getpid() != self._pid:  # a fork has neither the threads nor a use for the buffers
+                self._ends.detach()
                 self._open, self._pid = None, os.getpid()
-            batches = self._open = self._open or self._opened()
+            if self._open is None:
+                self._open = self._opened()
+                # The threads hold the buffers and not the loader: they end with it, or at exit.
+                self._ends = weakref.finalize(self, self._open.close)
+            batches = self._open
             self._loop, epoch = loop, self.epoch
         try:
             while self.epoch == epoch:
@@ -192,13 +199,8 @@ class Loader:
     def close(self) -> None:
         """Ends the threads and lets the buffers go; another `for` begins anew where it stands."""
         if self._open is not None:
-            self._open.close()
+            self._ends()
             self._open = None
-
-    def __del__(self) -> None:
-        """The threads hold the buffers, and not the loader: without it they have no use."""
-        if getattr(self, "_open", None) is not None and self._pid == os.getpid():
-            self.close()
 
     def __enter__(self) -> Self:
         """For `with`: it is closed at the end of the block."""
@@ -250,6 +252,10 @@ class Loader:
             )
         self.close()
         self.epoch, self.position = epoch, position
+
+
+def _nothing() -> None:
+    """What ends with a loader that has begun nothing."""
 
 
 def _check_numbers(**given: object) -> None:

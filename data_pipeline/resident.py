@@ -1,14 +1,18 @@
 """A limit on how much of a memory-mapped data set stays in the process's own memory."""
 
 import mmap
+import os
 import threading
 from pathlib import Path
 
 from data_pipeline.dataset import Dataset
 
-LIMIT_BYTES = 256 * 2**20
-"""File pages beyond those at the start that a process may hold; they are faulted in again from the
-file cache, which is the system's to keep or to drop."""
+LIMIT_BYTES = os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE // 4
+"""File pages beyond those at the start that a process may hold: a quarter of the machine's memory.
+
+They are the system's to take at any time, and what is given back has to be faulted in again from
+the file cache: with 256 MiB, a data set of 1.5 GB was read at a fourth of the speed.
+"""
 
 _FAULT_BYTES = 2**21
 """What one read can bring into the process: Linux maps pages round it, up to a large folio."""

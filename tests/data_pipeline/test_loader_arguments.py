@@ -3,6 +3,8 @@
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from data_pipeline import Dataset, Loader, write_dataset
 from data_pipeline.augment import Draw, RandomResizedCrop, Rescale, Resize, Samples, ZCAWhitening
 from data_pipeline.manifest import Column
 from data_pipeline.recipe import training_transforms
+from tests.conftest import ROOT
 
 
 def test_what_may_look_at_other_samples_needs_a_micro_batch_beside_other_workers() -> None:
@@ -76,7 +79,8 @@ def test_a_transform_that_gives_something_back_is_told_that_nothing_looks_at_it(
     def doubled(samples: Samples, _: Draw) -> Any:
         return samples.arrays["x"] * 2
 
-    loader = Loader(Dataset.from_arrays({"x": np.zeros((20, 2))}), 4, transforms=[doubled])
+    transforms: list[Any] = [doubled]
+    loader = Loader(Dataset.from_arrays({"x": np.zeros((20, 2))}), 4, transforms=transforms)
     with pytest.raises(ValueError, match="doubled gave back ndarray, which nothing looks at"):
         next(iter(loader))
 
@@ -90,3 +94,18 @@ def test_a_data_set_is_opened_anew_where_it_is_sent(tmp_path: Path) -> None:
         out = np.empty(2, np.float32)
         sent.gather("x", np.array([8, 3]), out)
         assert (sent.part, out.tolist()) == (data.part, [8.0, 3.0])
+
+
+def test_a_program_that_leaves_its_loader_open_ends_without_a_word() -> None:
+    program = (
+        "import numpy as np\n"
+        "from data_pipeline import Dataset, Loader\n"
+        "loader = Loader(Dataset.from_arrays({'x': np.zeros((20, 2))}), 4)\n"
+        "print(sum(1 for _ in loader))\n"
+        "loop = iter(loader)\n"
+        "next(loop)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert (done.stdout, done.stderr) == ("5\n", "")

@@ -64,13 +64,24 @@ def build_net() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(144, 10))
 
 
+class _Now:
+    """Who asks the run under way to stop, and the micro-batches seen so far."""
+
+    asks: Asks
+    calls: dict[bool, int]
+
+
+_now = _Now()
+
+
 def fit(digits: Path, folder: Path | None, asks: Asks = nobody, **options: Any) -> distrain.Trainer:
     """Trains; what a stop writes is the only checkpoint."""
-    calls = {True: 0, False: 0}
+    # What a step closes over is part of the run's identity; a module's own names are not.
+    _now.asks, _now.calls = asks, {True: 0, False: 0}
 
     def run(model: nn.Module, columns: Columns) -> MicroBatchResult:
-        calls[model.training] += 1
-        asks(model.training, calls[model.training])
+        _now.calls[model.training] += 1
+        _now.asks(model.training, _now.calls[model.training])
         outputs = model(columns["image"])
         loss = nn.functional.cross_entropy(outputs, columns["label"], reduction="sum")
         return loss, len(outputs), outputs

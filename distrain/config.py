@@ -334,6 +334,18 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the workers make one result."""
+
+    shard_optimizer: bool = False
+    """Each worker keeps and updates a share of the optimizer's state (ZeRO stage 1): its memory
+    falls by the number of workers; the bits are the same."""
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What gradients travel as. bfloat16 is half the bytes, is rounded at every node of the tree,
+    and is part of the result."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A whole job."""
 
@@ -346,6 +358,7 @@ class Job:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
 def check_micro_batch(global_batch: int, micro_batch: int) -> None:

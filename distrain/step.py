@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,14 +15,15 @@ from distrain.coordinator.ledger import Ledger, LedgerTotals
 from distrain.coordinator.metrics import MetricSet
 from distrain.errors import NonFiniteError, ProgramError
 from distrain.learn.schedules import Schedule
-from distrain.numerics import aligned, micro_batch_seed, seed_generators, update_seed
+from distrain.numerics import aligned, micro_batch_seed, seed_generators
 from distrain.parallel.forward_guard import ForwardGuard
 from distrain.parallel.gradients import FlatGradients
-from distrain.parallel.payload import Payload, PayloadLayout
-from distrain.parallel.reduction import TreeReduction
+from distrain.parallel.payload import Payload
 from distrain.parallel.running_statistics import RunningStatistics
 from distrain.parallel.split import GlobalBatch
+from distrain.parallel.summing import Flag, StepSum, SumOptions
 from distrain.parallel.world import World
+from distrain.update import Clip, WeightUpdate
 
 Columns = Mapping[str, torch.Tensor]
 """The tensors of some samples, `(B, ...)`, by column name."""
@@ -38,16 +39,8 @@ MicroBatchStep = Callable[[torch.nn.Module, Columns], MicroBatchResult]
 """What is done with one micro-batch."""
 
 
-def _nothing() -> int:
-    return 0
-
-
-@dataclass(frozen=True)
-class Clip:
-    """Limits on the summed gradient: by element first, then by global norm."""
-
-    value: float | None = None
-    norm: float | None = None
+def _nothing() -> Mapping[Flag, int]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -57,14 +50,14 @@ class StepResult:
     Attributes:
         grad_norm: Global 2-norm of the mean gradient before clipping.
         lr: Learning rate of the first parameter group.
-        flags: What asks the workers to stop, by rank; no number above depends on it.
+        flags: What the workers have raised, by kind and rank; no number above depends on it.
     """
 
     batch: GlobalBatch
     totals: LedgerTotals
     grad_norm: float
     lr: float
-    flags: tuple[int, ...] = ()
+    flags: Mapping[Flag, tuple[int, ...]] = field(default_factory=dict)
 
 
 class NotAtRestError(ProgramError):
@@ -88,41 +81,57 @@ class TrainingStep:
         schedule: Schedule,
         clip: Clip,
         rows_at: Callable[[int, int, int], NDArray[np.int64]],
+        options: SumOptions = SumOptions(),  # noqa: B008 - it is frozen
     ) -> None:
         """Lays out gradients and ledger for the model as it is now.
 
         `rows_at(epoch, start, stop)` names the samples at some positions, for error messages.
         """
         self._moving, self._steps_done = threading.Lock(), -1
-        self._model, self.optimizer, self._run = model, optimizer, micro_batch_step
+        self._model, self._run = model, micro_batch_step
         self._world, self._target, self._seed = world, target, seed
-        self._divisor = float(global_batch)
-        self._schedule, self._clip, self._rows_at = schedule, clip, rows_at
-        self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
-        self._gradients = FlatGradients(model)
+        self._divisor, self._rows_at = float(global_batch), rows_at
+        gradients = FlatGradients(model)
         self._statistics = RunningStatistics(model)
-        self._guard = ForwardGuard(model, self._statistics.covered)
-        self._ledger = Ledger(metrics, num_parameters=len(self._gradients.names))
-        self._layout = PayloadLayout(
-            self._ledger.num_float64,
-            self._ledger.num_int64,
-            self._gradients.num_floats + self._statistics.num_floats,
+        self._ledger = Ledger(metrics, num_parameters=len(gradients.names))
+        self._sum = StepSum(
+            gradients,
+            options,
+            world,
+            num_float64=self._ledger.num_float64,
+            num_int64=self._ledger.num_int64,
+            num_float32=self._statistics.num_floats,
         )
-        self._reduction = TreeReduction(self._layout, world.communicator, world.device)
-        self._views: dict[int, list[torch.Tensor]] = {}
+        ownership = self._sum.ownership(optimizer)
+        self._guard = ForwardGuard(model, self._statistics.covered)
+        self.update = WeightUpdate(
+            optimizer, ownership, schedule, clip, seed=seed, device=world.device
+        )
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Torch's own object."""
+        return self.update.optimizer
 
     @property
     def payload_bytes(self) -> int:
         """Bytes of one partial sum: gradients, running statistics, ledger."""
-        return self._layout.num_bytes
+        return self._sum.layout.num_bytes
+
+    def sent_bytes(self, num_micro_batches: int) -> int:
+        """Bytes that the busiest worker sends in a step of so many micro-batches."""
+        return self._sum.sent_bytes(num_micro_batches)
 
     @property
     def partial_sums(self) -> int:
         """Partial sums that this worker has kept at once so far."""
-        return self._reduction.num_payloads
+        return self._sum.num_payloads
 
     def __call__(
-        self, batch: GlobalBatch, columns: Columns, raised: Callable[[], int] = _nothing
+        self,
+        batch: GlobalBatch,
+        columns: Columns,
+        raised: Callable[[], Mapping[Flag, int]] = _nothing,
     ) -> StepResult:
         """Does one step; `columns` holds the samples of this worker's micro-batches.
 
@@ -134,38 +143,31 @@ class TrainingStep:
         with self._moving:  # from here on the running statistics move with each micro-batch
             self._statistics.begin()
         self._guard.begin()
-        owned = self._reduction.begin(batch.num_micro_batches)
+        owned = self._sum.begin(batch.num_micro_batches)
         for micro_batch in owned:
-            self._reduction.push(self._compute(batch, owned, micro_batch, columns))
+            self._compute(batch, owned, micro_batch, columns)
         self._guard.check()
-        reduced = self._reduction.sum(raised())
-        total = reduced.total
-        totals = self._ledger.read(total)
-        flat = total.float32[: self._gradients.num_floats]
+        summed = self._sum.close(raised())
+        if summed.is_wrong:  # seen by all workers alike: once more, the slow way
+            self._statistics.restore()
+            return self(batch, columns, raised)
+        totals = self._ledger.read(summed.total)
         # Each backward pass ran on sum / global_batch (a constant, so that float16 would not
         # overflow); what is wanted is sum / weight (rule 4).
         scale = self._divisor / totals.weight if totals.weight else 0.0
         if scale != 1.0:
-            flat.mul_(scale)
-        norm = self._gradients.norm(flat)
+            summed.gradient.mul_(scale)
+        norm = self.update.norm(summed.gradient)
         if not (math.isfinite(norm) and math.isfinite(totals.loss_sum)):
             raise self._non_finite(batch, owned, columns)
-        self._clip_gradient(flat, norm)
-        self._gradients.assign(self._views_of(total), totals.present)
-        lr = self._set_learning_rate(batch.step)
-        self._update(batch, total.float32[self._gradients.num_floats :])
-        return StepResult(batch, totals, norm, lr, reduced.flags)
-
-    def _update(self, batch: GlobalBatch, statistics: torch.Tensor) -> None:
-        """Moves weights and running statistics; nobody may read them meanwhile."""
+        self.update.clip(summed.gradient, norm)
+        lr = self.update.set_learning_rate(batch.step)
         with self._moving:
             self._steps_done = _IN_BETWEEN
-            self._statistics.apply(statistics)
-            # An optimizer may draw too; the generators are where the last own micro-batch left
-            # them.
-            seed_generators(update_seed(self._seed, batch.step), self._world.device)
-            self.optimizer.step()
+            self._statistics.apply(summed.total.float32)
+            self.update.move(batch.step, summed.gradient, totals.present)
             self._steps_done = batch.step + 1
+        return StepResult(batch, totals, norm, lr, summed.flags)
 
     @contextmanager
     def at_rest(
@@ -207,25 +209,25 @@ class TrainingStep:
         sample = {
             name: aligned(column[start - first : stop - first]) for name, column in columns.items()
         }
-        loss_sum, weight, outputs = self._forward_backward(batch, micro_batch, sample)
-        leaf = self._reduction.leaf()
-        self._gradients.collect(self._views_of(leaf), self._ledger.present(leaf))
-        share = (stop - start) / batch.num_samples
-        self._statistics.collect(leaf.float32[self._gradients.num_floats :], share)
-        self._ledger.write(
-            leaf,
-            loss_sum=loss_sum,
-            weight=weight,
-            num_samples=stop - start,
-            outputs=outputs,
-            target=sample.get(self._target),
-        )
+        with self._sum.leaf(is_last=micro_batch == owned.stop - 1) as leaf:
+            loss_sum, weight, outputs = self._forward_backward(batch, micro_batch, sample)
+            self._sum.gradients.mark(self._ledger.present(leaf))
+            share = (stop - start) / batch.num_samples
+            self._statistics.collect(leaf.float32, share)
+            self._ledger.write(
+                leaf,
+                loss_sum=loss_sum,
+                weight=weight,
+                num_samples=stop - start,
+                outputs=outputs,
+                target=sample.get(self._target),
+            )
         return leaf
 
     def _forward_backward(
         self, batch: GlobalBatch, micro_batch: int, sample: Columns
     ) -> MicroBatchResult:
-        self._gradients.clear()
+        self._sum.gradients.clear()
         self._statistics.restore()
         seed_generators(micro_batch_seed(self._seed, batch.step, micro_batch), self._world.device)
         try:
@@ -242,49 +244,19 @@ class TrainingStep:
             raise
         return loss_sum, weight, outputs
 
-    def _views_of(self, payload: Payload) -> list[torch.Tensor]:
-        """Its gradients, by parameter: payloads are used again, so these are made once for each."""
-        key = payload.data.data_ptr()
-        if key not in self._views:
-            self._views[key] = self._gradients.views(payload.float32[: self._gradients.num_floats])
-        return self._views[key]
-
-    def _clip_gradient(self, flat: torch.Tensor, norm: float) -> None:
-        """Clamps, then scales as torch.nn.utils.clip_grad_norm_ does: limit / (norm + 1e-6)."""
-        if self._clip.value is not None:
-            flat.clamp_(-self._clip.value, self._clip.value)
-            norm = self._gradients.norm(flat) if self._clip.norm is not None else norm
-        if self._clip.norm is not None:
-            factor = self._clip.norm / (norm + 1e-6)
-            if factor < 1.0:
-                flat.mul_(factor)
-
-    def _set_learning_rate(self, step: int) -> float:
-        factor = self._schedule(step)
-        if not math.isfinite(factor):
-            raise ProgramError(
-                f"the schedule gives the factor {factor} at step {step + 1}: every weight would "
-                "be lost"
-            )
-        for group, base in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
-            group["lr"] = base * factor
-        return self._base_lrs[0] * factor
-
     def _non_finite(self, batch: GlobalBatch, owned: range, columns: Columns) -> NonFiniteError:
         """Finds the micro-batches at fault by doing the step once more: it gives the same bits.
 
         A closing exchange, which all workers enter since all saw the same sum.
         """
         marks = torch.zeros(2, batch.num_micro_batches, dtype=torch.int64)
-        self._reduction.begin(batch.num_micro_batches)
         for micro_batch in owned:
+            self._sum.begin(batch.num_micro_batches, alone=True)
             leaf = self._compute(batch, owned, micro_batch, columns)
-            gradient = leaf.float32[: self._gradients.num_floats]
             marks[0, micro_batch] = not math.isfinite(float(leaf.float64[0]))
-            marks[1, micro_batch] = not bool(torch.isfinite(gradient).all())
-            self._reduction.push(leaf)
+            marks[1, micro_batch] = not bool(torch.isfinite(leaf.gradient).all())
         self._statistics.restore()
-        self._gradients.clear()
+        self._sum.gradients.clear()
         gathered = self._world.communicator.all_gather(marks.to(self._world.device)).sum(0).cpu()
         what, found = "sum of the gradients", list(range(batch.num_micro_batches))
         for name, row in (("gradient", gathered[1]), ("loss", gathered[0])):

@@ -13,6 +13,7 @@ from distrain.coordinator.observers import EpochRecord
 from distrain.coordinator.recording import Recording
 from distrain.coordinator.run_state import RunState
 from distrain.coordinator.stops import StopAskedError
+from distrain.parallel.summing import Flag
 from distrain.step import check_finite
 
 
@@ -45,17 +46,18 @@ class TrainingLoop:
         """
         parts, rule, recording = self.parts, self.early_stopping, self.recording
         steps_per_epoch, metrics = parts.plan.steps_per_epoch, parts.metrics
-        seen, began = 0, time.monotonic()
+        asked, seen, began = False, 0, time.monotonic()
         self.model.train()
         while not state.stopped and (state.step < last_step or state.totals is not None):
             if not state.ends_epoch(steps_per_epoch):
                 batch = parts.plan.batch(state.step)
                 columns = next(self.batches).columns
-                result = parts.step(batch, columns, self.raised)
+                result = parts.step(batch, columns, self._flags)
                 state, seen = state.after_step(result.totals), seen + batch.num_samples
                 recording.step(result, state)
-                if any(result.flags):
-                    raise StopAskedError(result.flags)
+                asked = any(result.flags[Flag.SAVE])
+                if any(result.flags[Flag.STOP]):
+                    raise StopAskedError(result.flags[Flag.STOP])
             if state.ends_epoch(steps_per_epoch) and state.totals is not None:
                 rate = seen / (time.monotonic() - began)
                 scores = state.totals.scores(metrics)
@@ -70,5 +72,8 @@ class TrainingLoop:
                 if verdict.improved and rule is not None and rule.restore_best:
                     best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
                 seen, began = 0, time.monotonic()
-            recording.state(state, self.model, parts.step.optimizer, best)
+            recording.state(state, self.model, parts.step.update.ownership, best, asked=asked)
         return best
+
+    def _flags(self) -> dict[Flag, int]:
+        return {Flag.STOP: self.raised(), Flag.SAVE: int(self.recording.asks_to_save())}

@@ -32,14 +32,10 @@ from distrain.numerics import fix_kernels
 from distrain.parallel import world as worlds
 from distrain.parallel.replicas import ModelSource, build_model
 from distrain.parallel.split import BatchPlan, plan_batches
-from distrain.step import (
-    Clip,
-    Columns,
-    MicroBatchResult,
-    MicroBatchStep,
-    TrainingStep,
-)
+from distrain.parallel.summing import SumOptions
+from distrain.step import Columns, MicroBatchResult, MicroBatchStep, TrainingStep
 from distrain.train import TrainingLoop
+from distrain.update import Clip
 
 
 class Trainer:
@@ -69,6 +65,8 @@ class Trainer:
         micro_batch_step: MicroBatchStep | None = None,
         prepare: Sequence[Transform] = (),
         standardize: bool = True,
+        shard_optimizer: bool = False,
+        gradient_dtype: Literal["float32", "bfloat16"] = "float32",
         compute_threads: int = 1,
         deterministic: bool = True,
         max_time_s: float | None = None,
@@ -99,6 +97,8 @@ class Trainer:
                 `loss(model(columns[inputs]), columns[target])`; it gets all columns.
             prepare: Transforms of all inputs, those that are evaluated or predicted as well.
             standardize: Scale uint8 and float inputs by the training part's mean and std.
+            shard_optimizer: Each worker has a share of the optimizer's state (ZeRO stage 1).
+            gradient_dtype: What gradients travel as; part of the result.
             compute_threads: Threads of a worker on a CPU; part of the result.
             deterministic: Deterministic kernels only; an operation that has none is an error.
             max_time_s: Save and stop after so long, counted from the launcher's start.
@@ -134,6 +134,7 @@ class Trainer:
         self._inputs, self._target, self._seed = inputs, target, seed
         self._metrics, self._schedule = tuple(metrics), schedule or Constant()
         self._clip, self._early_stopping = Clip(clip_value, clip_norm), early_stopping
+        self._sum = SumOptions(shard_optimizer=shard_optimizer, gradient_dtype=gradient_dtype)
         self._standardize, self._scaling = standardize, dict[str, Standardization]()
         self._given = self._prepare = tuple(prepare)
         self._folder, self._fresh, self._progress = run, fresh, progress
@@ -149,6 +150,7 @@ class Trainer:
             "micro_batch_step": describe(micro_batch_step),
             "schedule": describe(self._schedule),
             "clip": describe(self._clip),
+            "gradient_dtype": gradient_dtype,
             "early_stopping": describe(early_stopping),
             "compute_threads": compute_threads,
             "deterministic": deterministic,
@@ -231,8 +233,8 @@ class Trainer:
             if recording.is_finished(epochs):
                 return recording.load_result(self.model)
             last = epochs * plan.steps_per_epoch
-            state, best = recording.take_up(self.model, optimizer, last)
-            recording.begin(plan, epochs, self._checkpoint)
+            state, best = recording.take_up(self.model, step.update.ownership, last)
+            recording.begin(plan, epochs, self._checkpoint if self._saves else None)
             with self._stop_watch(recording, step) as watch:
                 with parts.batches(range(state.step, last), prefetch, threads) as batches:
                     loop = TrainingLoop(
@@ -247,7 +249,7 @@ class Trainer:
                         best = loop.run(state, best, last)
                     except StopAskedError as asked:
                         watch.handled()
-                        recording.stop(asked, self.model, optimizer)
+                        recording.stop(asked, self.model, step.update.ownership)
                 watch.handled()
                 if best:
                     self.model.load_state_dict(best)
@@ -265,10 +267,7 @@ class Trainer:
         sampling: Kind = "shuffled",
         verify: bool = True,
     ) -> Assembly:
-        """Puts a training's parts together without starting it; arguments and errors are `fit`'s.
-
-        `fit` goes through all steps, and `distrain plan` tries some.
-        """
+        """Puts a training's parts together without starting it; arguments and errors are `fit`'s."""
         if global_batch < 1:
             raise ConfigError(f"global_batch is {global_batch}; it must be 1 or more")
         self._fix_kernels()  # another trainer of this process may have set others
@@ -396,4 +395,5 @@ class Trainer:
             schedule=self._schedule,
             clip=self._clip,
             rows_at=lambda epoch, start, stop: sampling.order(epoch).rows(start, stop),
+            options=self._sum,
         )

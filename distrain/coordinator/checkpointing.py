@@ -17,9 +17,10 @@ from distrain.coordinator.checkpoint import CheckpointContents, write_checkpoint
 from distrain.coordinator.early_stopping import beats
 from distrain.coordinator.observers import EpochRecord
 from distrain.coordinator.run_layout import folder_name, steps_in
-from distrain.coordinator.run_state import RunState, load_optimizer, optimizer_tensors
+from distrain.coordinator.run_state import RunState
 from distrain.errors import ConfigError
 from distrain.parallel.communicator import broadcast_bytes
+from distrain.parallel.ownership import OptimizerState, Ownership
 from distrain.parallel.world import World
 
 TRY_AGAIN_S = 10.0
@@ -87,14 +88,22 @@ def superfluous_steps(
 
 
 def contents(
-    state: RunState, model: Tensors, optimizer: torch.optim.Optimizer, best: Tensors
+    state: RunState, model: Tensors, optimizer: OptimizerState, best: Tensors
 ) -> CheckpointContents:
     """All of a run's state, as a checkpoint holds it; `model` is the module's state."""
-    tensors, numbers = optimizer_tensors(optimizer)
+    tensors, numbers = optimizer
     groups: dict[str, Tensors] = {MODEL: model, OPTIMIZER: tensors}
     if best:
         groups[BEST] = best
     return CheckpointContents(groups, {"run": state.to_json(), "optimizer": numbers})
+
+
+def is_scheduled(policy: Checkpoint, state: RunState) -> bool:
+    """Whether the state after this step is to be written, whatever the clock says."""
+    if policy.every_steps is not None and state.step % policy.every_steps == 0:
+        return True
+    at_epochs_end = bool(state.epochs) and state.epochs[-1].step == state.step
+    return at_epochs_end and state.step in best_steps(policy, state.epochs)
 
 
 class CheckpointKeeper:
@@ -109,20 +118,12 @@ class CheckpointKeeper:
         self._last = time.monotonic()
         self._again: float | None = None
 
-    def is_due(self, state: RunState) -> bool:
-        """Whether the state after this step is to be written."""
-        policy = self._policy
-        if self._again is not None and time.monotonic() >= self._again:
+    def is_time(self) -> bool:
+        """Whether the clock says that the next step's state is to be written."""
+        now, every_s = time.monotonic(), self._policy.every_seconds
+        if self._again is not None and now >= self._again:
             return True
-        if policy.every_steps is not None and state.step % policy.every_steps == 0:
-            return True
-        if (
-            policy.every_seconds is not None
-            and time.monotonic() - self._last >= policy.every_seconds
-        ):
-            return True
-        at_epochs_end = bool(state.epochs) and state.epochs[-1].step == state.step
-        return at_epochs_end and state.step in best_steps(policy, state.epochs)
+        return every_s is not None and now - self._last >= every_s
 
     def write(self, state: RunState, written: CheckpointContents) -> Path:
         """Writes a checkpoint, then removes those that need not be kept.
@@ -159,7 +160,7 @@ def _remove(folder: Path) -> None:
 def take_up(
     found: CheckpointContents | None,
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    ownership: Ownership,
     world: World,
 ) -> tuple[RunState, dict[str, torch.Tensor]]:
     """Sets every worker's state from the checkpoint that rank 0 has read, if it has.
@@ -174,7 +175,7 @@ def take_up(
     values = json.loads(state)
     groups = {group: _broadcast_group(group, found, world) for group in (MODEL, OPTIMIZER, BEST)}
     model.load_state_dict(groups[MODEL])
-    load_optimizer(optimizer, groups[OPTIMIZER], values["optimizer"])
+    ownership.load_optimizer_state(groups[OPTIMIZER], values["optimizer"])
     return RunState.from_json(values["run"]), groups[BEST]
 
 

@@ -16,6 +16,7 @@ from distrain.coordinator.checkpointing import (
     Checkpoint,
     CheckpointKeeper,
     contents,
+    is_scheduled,
     take_up,
 )
 from distrain.coordinator.event_log import EventLog, recorded_epochs
@@ -35,6 +36,7 @@ from distrain.coordinator.stops import StopAskedError, StoppedError, end_process
 from distrain.coordinator.tensorboard_log import TensorBoardLog
 from distrain.errors import ConfigError, ExitCode, NonFiniteError, exit_code_of
 from distrain.parallel.communicator import broadcast_bytes
+from distrain.parallel.ownership import OptimizerState, Ownership
 from distrain.parallel.split import BatchPlan
 from distrain.parallel.world import World
 from distrain.step import StepResult, TrainingStep
@@ -54,6 +56,7 @@ class Recording:
     ) -> None:
         """`folder` is None for a run without one, and on every rank but 0."""
         self._world, self._folder, self._job, self._show = world, folder, job, show
+        self._policy: Checkpoint | None = None
         self._observers: list[Observer] = []
         self._keeper: CheckpointKeeper | None = None
         self._damaged: list[str] = []
@@ -106,7 +109,7 @@ class Recording:
         return History(epochs, best, result)
 
     def take_up(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, last_step: int
+        self, model: torch.nn.Module, ownership: Ownership, last_step: int
     ) -> tuple[RunState, dict[str, torch.Tensor]]:
         """Sets model and optimizer as the newest good checkpoint says, on every rank.
 
@@ -127,14 +130,14 @@ class Recording:
             )
         found = None if newest is None else newest.contents
         self._damaged = [] if newest is None else newest.damaged
-        self._state, best = take_up(found, model, optimizer, self._world)
+        self._state, best = take_up(found, model, ownership, self._world)
         self._best, self._taken_up_at = best, self._state.step
         return self._state, best
 
     def begin(self, plan: BatchPlan, epochs: int, policy: Checkpoint | None) -> None:
         """Writes what the run is, and tells the observers."""
         self._planned, self._steps = epochs, epochs * plan.steps_per_epoch
-        step = self._state.step
+        step, self._policy = self._state.step, policy
         if self._world.rank == 0:
             if self._folder:
                 environment = numerics_fingerprint(self._world.device, torch.get_num_threads())
@@ -173,25 +176,43 @@ class Recording:
         self,
         state: RunState,
         model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
+        ownership: Ownership,
         best: Mapping[str, torch.Tensor],
+        *,
+        asked: bool,
     ) -> None:
         """A step is done with all that follows from it; its state is written if that is due.
 
-        A checkpoint that can't be written is said so, and the run goes on: it is tried again when
-        the next one is due.
+        `asked`: rank 0 has said with the step that its clock wants a checkpoint. One that can't be
+        written is said so, and the run goes on: it is tried again soon.
         """
         with self._writing:
             self._state, self._best = state, best
-        if self._keeper is None or not self._keeper.is_due(state):
+        if self._policy is None or not (asked or is_scheduled(self._policy, state)):
+            return
+        optimizer = self._optimizer_state(ownership)
+        if self._keeper is None:
             return
         try:
             self._write(self._keeper, model.state_dict(), optimizer)
         except StorageError as error:
             self._note("checkpoint_failed", f"no checkpoint at step {state.step}: {error}")
 
+    def asks_to_save(self) -> bool:
+        """Whether this worker's clock wants a checkpoint: all are told with the next step."""
+        return self._keeper is not None and self._keeper.is_time()
+
+    def _optimizer_state(self, ownership: Ownership) -> OptimizerState:
+        """Where it is spread over the workers, all of them are needed to bring it together."""
+        if self._keeper is not None or ownership.is_shared:
+            return ownership.optimizer_state()
+        return {}, {}
+
     def _write(
-        self, keeper: CheckpointKeeper, model: Mapping[str, torch.Tensor], optimizer: Any
+        self,
+        keeper: CheckpointKeeper,
+        model: Mapping[str, torch.Tensor],
+        optimizer: OptimizerState,
     ) -> None:
         """Writes the state as it stands; one thread at a time."""
         began = time.monotonic()
@@ -201,9 +222,7 @@ class Recording:
         seconds = round(time.monotonic() - began, 4)
         self._note("checkpoint", f"wrote {folder.name}", step=state.step, seconds=seconds)
 
-    def stop(
-        self, asked: StopAskedError, model: torch.nn.Module, optimizer: torch.optim.Optimizer
-    ) -> NoReturn:
+    def stop(self, asked: StopAskedError, model: torch.nn.Module, ownership: Ownership) -> NoReturn:
         """Saves the state as it stands, and ends the run; called on every rank.
 
         Rank 0 writes, and tells the others by a closing exchange how that went: none ends before.
@@ -214,9 +233,10 @@ class Recording:
         """
         reason = str(reason_of(asked.flags))
         trouble = ""
+        changed = self._policy is not None and self._state.step > self._taken_up_at
+        optimizer = self._optimizer_state(ownership) if changed else ({}, {})
         if self._keeper is not None:
             try:
-                changed = self._state.step > self._taken_up_at
                 state = model.state_dict() if changed else None
                 self._save_last(self._keeper, reason, state, optimizer)
             except StorageError as error:
@@ -237,10 +257,12 @@ class Recording:
         try:
             with ExitStack() as stack:
                 model: Mapping[str, torch.Tensor] | None = None
+                optimizer: OptimizerState = {}, {}
                 if self._state.step > self._taken_up_at:
                     rest = training_step.at_rest(lambda: self._state.step, AT_REST_S)
                     model = stack.enter_context(rest)
-                self._save_last(self._keeper, reason, model, training_step.optimizer)
+                    optimizer = self._optimizer_state(training_step.update.ownership)
+                self._save_last(self._keeper, reason, model, optimizer)
                 end_process(StoppedError(reason))  # within: nothing may move any more
         except StorageError as error:
             end_process(StorageError(f"stopped by {reason}, and the last save failed: {error}"))
@@ -252,7 +274,7 @@ class Recording:
         keeper: CheckpointKeeper,
         reason: str,
         model: Mapping[str, torch.Tensor] | None,
-        optimizer: torch.optim.Optimizer,
+        optimizer: OptimizerState,
     ) -> None:
         """Writes the state, if there is a `model` that this start has trained; notes the stop."""
         step = self._state.step

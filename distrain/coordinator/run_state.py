@@ -14,7 +14,6 @@ import torch
 from distrain.coordinator.early_stopping import Progress, Verdict
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.observers import EpochRecord, finite_or_none
-from distrain.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -112,42 +111,3 @@ def _totals_from_json(values: Mapping[str, Any]) -> LedgerTotals:
         metric_sums=torch.tensor(values["metric_sums"], dtype=torch.float64),
         metric_counts=torch.tensor(values["metric_counts"], dtype=torch.int64),
     )
-
-
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer,
-) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """An optimizer's state as tensors and numbers, each under `PARAMETER.NAME`.
-
-    Raises:
-        ConfigError: the optimizer keeps something that is neither.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-    numbers: dict[str, float] = {}
-    for parameter, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if torch.is_tensor(value):
-                tensors[f"{parameter}.{name}"] = value
-            elif isinstance(value, (bool, int, float)):
-                numbers[f"{parameter}.{name}"] = value
-            elif value is not None:
-                raise ConfigError(
-                    f"{type(optimizer).__name__} keeps a {type(value).__name__} as {name!r}: a "
-                    "checkpoint takes tensors and numbers; run without one, or with another "
-                    "optimizer"
-                )
-    return tensors, numbers
-
-
-def load_optimizer(
-    optimizer: torch.optim.Optimizer,
-    tensors: Mapping[str, torch.Tensor],
-    numbers: Mapping[str, float],
-) -> None:
-    """Sets an optimizer's state; its groups' settings stay, being the job's."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in (*tensors.items(), *numbers.items()):
-        parameter, _, name = key.partition(".")
-        state.setdefault(int(parameter), {})[name] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -11,9 +11,14 @@ from distrain.numerics import FLOATS_PER_LINE, NORM_BLOCK
 class FlatGradients:
     """Where each parameter's gradient lies in a vector of float32.
 
+    A parameter's elements stand in the order of its memory, whatever its strides: those of a
+    convolution in channels-last order as well.
+
     Attributes:
         names: Of the trainable parameters, a tied one once.
+        parameters: These parameters.
         num_floats: Length of the vector; the gaps between parameters are always 0.
+        spans: Each parameter's part of the vector.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -34,42 +39,58 @@ class FlatGradients:
                     "convert it with .float(), or freeze it with requires_grad_(False)"
                 )
         self.names = [name for name, _ in named]
-        self._parameters = [parameter for _, parameter in named]
-        self._offsets: list[int] = []
+        self.parameters = [parameter for _, parameter in named]
+        self.spans: list[range] = []
         at = 0
-        for parameter in self._parameters:
-            self._offsets.append(at)
+        for parameter in self.parameters:
+            self.spans.append(range(at, at + parameter.numel()))
             at += -(-parameter.numel() // FLOATS_PER_LINE) * FLOATS_PER_LINE
         self.num_floats = -(-at // NORM_BLOCK) * NORM_BLOCK if at > NORM_BLOCK else at
+        self._strides = [_dense_strides(parameter) for parameter in self.parameters]
+        self._buffers: dict[int, list[torch.Tensor]] = {}
 
     def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """The parameters' parts of a flat vector, in the parameters' shapes."""
         return [
-            flat[offset : offset + parameter.numel()].view_as(parameter)
-            for offset, parameter in zip(self._offsets, self._parameters, strict=True)
+            flat[span.start : span.stop].as_strided(parameter.shape, strides)
+            if strides is not None
+            else flat[span.start : span.stop].view(parameter.shape)
+            for span, parameter, strides in zip(
+                self.spans, self.parameters, self._strides, strict=True
+            )
         ]
+
+    def buffer_views(self, buffer: torch.Tensor) -> list[torch.Tensor]:
+        """`views` of a vector that is used again and again: made once, and it is kept alive."""
+        key = buffer.data_ptr()
+        if key not in self._buffers:
+            self._buffers[key] = self.views(buffer)
+        return self._buffers[key]
 
     def clear(self) -> None:
         """Forgets the parameters' gradients."""
-        for parameter in self._parameters:
+        for parameter in self.parameters:
             parameter.grad = None
 
-    def collect(self, views: Sequence[torch.Tensor], present: torch.Tensor) -> None:
+    def collect(self, views: Sequence[torch.Tensor], numbers: Sequence[int] | None = None) -> None:
         """Copies the gradients of one backward pass to the views, 0 where there is none.
 
-        `present` `(num_parameters,)`, int64, is set to 1 where there is one.
+        Of all parameters, or of those with these numbers.
         """
-        given = [parameter.grad is not None for parameter in self._parameters]
         to, gradients = [], []
-        for view, parameter in zip(views, self._parameters, strict=True):
-            gradient = parameter.grad
+        for number in range(len(views)) if numbers is None else numbers:
+            gradient = self.parameters[number].grad
             if gradient is None:
-                view.zero_()
+                views[number].zero_()
             else:
-                to.append(view)
+                to.append(views[number])
                 gradients.append(gradient.to_dense() if gradient.is_sparse else gradient)
         if to:
             torch._foreach_copy_(to, gradients)
+
+    def mark(self, present: torch.Tensor) -> None:
+        """Sets `present` `(num_parameters,)`, int64, to 1 where there is a gradient, else to 0."""
+        given = [parameter.grad is not None for parameter in self.parameters]
         if all(given):
             present.fill_(1)
         else:
@@ -81,11 +102,41 @@ class FlatGradients:
         A parameter that no micro-batch used has none, as in a plain loop: an optimizer passes it
         over, where a gradient of 0 would still be decayed and moved by momentum.
         """
-        for parameter, view, count in zip(self._parameters, views, present, strict=True):
+        for parameter, view, count in zip(self.parameters, views, present, strict=True):
             parameter.grad = view if count else None
 
-    def norm(self, flat: torch.Tensor) -> float:
-        """The 2-norm, folded in float64 over blocks of a fixed size (rule 8)."""
-        block = min(NORM_BLOCK, self.num_floats)
-        blocks = torch.linalg.vector_norm(flat.view(-1, block), dim=1)
-        return float(blocks.double().square().sum().sqrt())
+
+def _dense_strides(parameter: torch.Tensor) -> tuple[int, ...] | None:
+    """The strides if the elements fill their memory without gaps in another than C's order."""
+    if parameter.is_contiguous():
+        return None
+    sizes = sorted(zip(parameter.stride(), parameter.shape, strict=True))
+    expected = 1
+    for stride, size in sizes:
+        if size > 1 and stride != expected:
+            return None
+        expected *= size
+    return parameter.stride()
+
+
+def block_norms(flat: torch.Tensor) -> torch.Tensor:
+    """2-norms of the vector's blocks of a fixed size, `(num_blocks,)`; of all, if it is shorter."""
+    norms: torch.Tensor = torch.linalg.vector_norm(flat.view(-1, min(NORM_BLOCK, len(flat))), dim=1)
+    return norms
+
+
+def norm_of_blocks(norms: torch.Tensor) -> float:
+    """The 2-norm of the vector, folded in float64 in one order (rule 8)."""
+    return float(norms.double().square().sum().sqrt())
+
+
+def gradient_parts(num_words: int, whole_words: int, part_words: int) -> tuple[range, ...]:
+    """The parts in which a gradient travels, in the order in which a backward pass fills them.
+
+    None for one of at most `whole_words`, which travels with the rest of a payload. `part_words` is
+    a multiple of the norm's blocks.
+    """
+    if num_words <= whole_words:
+        return ()
+    starts = range(0, num_words, part_words)
+    return tuple(range(at, min(at + part_words, num_words)) for at in reversed(starts))

@@ -9,8 +9,9 @@ the left one passes up unchanged. For 6 leaves:
     level 1     (0)     (1)     (2)
     level 0    0   1   2   3   4   5
 
-A worker that owns a range of leaves folds them as far as this allows; `root` folds what all
-workers send the rest of the way. So the sum's bits depend on the number of leaves alone.
+A worker that owns a range of leaves folds them as far as this allows; `folded` goes on with what
+several workers hold, and `root` ends with what all of them do. So the sum's bits depend on the
+number of leaves alone.
 """
 
 from collections.abc import Callable, Mapping
@@ -82,8 +83,13 @@ class Fold(Generic[T]):
         return list(self._stack)
 
 
-def root(nodes: Mapping[Node, T], num_leaves: int, merge: Callable[[T, T], T]) -> T:
-    """The sum over all leaves from the covering nodes of ranges that make up the whole."""
+def folded(
+    nodes: Mapping[Node, T], leaves: range, num_leaves: int, merge: Callable[[T, T], T]
+) -> list[tuple[Node, T]]:
+    """The covering nodes of `leaves` from those of neighbouring ranges that make it up.
+
+    What several workers hold together, folded as far as the tree allows.
+    """
 
     def value(level: int, index: int) -> T:
         if (level, index) in nodes:
@@ -93,4 +99,9 @@ def root(nodes: Mapping[Node, T], num_leaves: int, merge: Callable[[T, T], T]) -
             return left
         return merge(left, value(level - 1, 2 * index + 1))
 
-    return value((num_leaves - 1).bit_length(), 0)
+    return [(node, value(*node)) for node in covering_nodes(leaves, num_leaves)]
+
+
+def root(nodes: Mapping[Node, T], num_leaves: int, merge: Callable[[T, T], T]) -> T:
+    """The sum over all leaves from the covering nodes of ranges that make up the whole."""
+    return folded(nodes, range(num_leaves), num_leaves, merge)[0][1]

@@ -11,9 +11,8 @@ import torch
 from data_pipeline.on_device import OnDevice
 from distrain.assembly import Assembly
 from distrain.config import Job
-from distrain.coordinator.run_state import optimizer_tensors
 from distrain.coordinator.stops import StopAskedError
-from distrain.parallel.reduction import nodes_by_rank
+from distrain.parallel.ownership import optimizer_tensors
 from distrain.parallel.world import World
 from distrain.run_job import job_batches, job_datasets, job_trainer
 
@@ -33,7 +32,7 @@ class Rehearsal:
         payload_bytes: What travels for one partial sum: gradients, running statistics, ledger.
         partial_sums: How many of them a worker kept at most.
         optimizer_bytes: The optimizer's state, after the steps.
-        sent_bytes: What a worker sends to each of the others in a step.
+        sent_bytes: What the busiest worker sends in a step.
         peak_bytes: The most memory that the process has had: on the device where that is a GPU.
         steps_measured: Over so many; the seconds of one: median, least, most.
         evaluation_s: Of the whole validation set, in part extrapolated; None without one.
@@ -108,8 +107,7 @@ def rehearse(job: Job, seconds: float) -> Rehearsal | None:
 def _sent_bytes(parts: Assembly) -> int:
     if parts.world.size == 1:
         return 0
-    by_rank = nodes_by_rank(parts.plan.num_micro_batches, parts.world.size)
-    return parts.step.payload_bytes * max(len(nodes) for nodes in by_rank)
+    return parts.step.sent_bytes(parts.plan.num_micro_batches)
 
 
 def _step(parts: Assembly, batches: OnDevice, number: int) -> float:

@@ -15,7 +15,8 @@ from distrain.coordinator.metrics import MetricSet
 from distrain.parallel.communicator import Alone
 from distrain.parallel.split import BatchPlan
 from distrain.parallel.world import World
-from distrain.step import Clip, Columns, MicroBatchResult, NotAtRestError, TrainingStep
+from distrain.step import Columns, MicroBatchResult, NotAtRestError, TrainingStep
+from distrain.update import Clip
 
 CPU = torch.device("cpu")
 FEATURES = 6

@@ -24,14 +24,17 @@ from distrain.coordinator.checkpointing import (
     Checkpoint,
     CheckpointKeeper,
     best_steps,
+    is_scheduled,
     superfluous_steps,
 )
 from distrain.coordinator.early_stopping import Progress, Verdict
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.observers import EpochRecord
 from distrain.coordinator.run_layout import folder_name, steps_in
-from distrain.coordinator.run_state import RunState, load_optimizer, optimizer_tensors
+from distrain.coordinator.run_state import RunState
 from distrain.errors import ConfigError
+from distrain.parallel.gradients import FlatGradients
+from distrain.parallel.ownership import Replicated
 
 
 def some_contents(step: int) -> CheckpointContents:
@@ -237,12 +240,11 @@ def test_the_last_and_the_best_are_kept() -> None:
 
 
 def test_a_keeper_writes_what_is_due_and_removes_what_is_superfluous(tmp_path: Path) -> None:
-    keeper = CheckpointKeeper(
-        Checkpoint(every_steps=2, every_seconds=None, keep_last=2), tmp_path, lambda: None
-    )
+    policy = Checkpoint(every_steps=2, every_seconds=None, keep_last=2)
+    keeper = CheckpointKeeper(policy, tmp_path, lambda: None)
     for step in range(1, 9):
         state = RunState(step=step)
-        if keeper.is_due(state):
+        if is_scheduled(policy, state) or keeper.is_time():
             keeper.write(state, some_contents(step))
     assert steps_in(tmp_path) == [6, 8]
     assert {path.name for path in tmp_path.iterdir()} == {folder_name(6), folder_name(8)}
@@ -251,8 +253,8 @@ def test_a_keeper_writes_what_is_due_and_removes_what_is_superfluous(tmp_path: P
 def test_seconds_make_a_checkpoint_due() -> None:
     always = CheckpointKeeper(Checkpoint(every_seconds=0.0), Path("unused"), lambda: None)
     never = CheckpointKeeper(Checkpoint(every_seconds=None), Path("unused"), lambda: None)
-    assert always.is_due(RunState(step=1))
-    assert not never.is_due(RunState(step=1))
+    assert always.is_time()
+    assert not never.is_time()
 
 
 @pytest.mark.parametrize(
@@ -316,10 +318,11 @@ def test_an_optimizer_goes_on_as_if_it_had_not_been_interrupted(
     train(whole, net, range(6))
     first, half = make()
     train(first, half, range(3))
-    tensors, numbers = optimizer_tensors(first)
+    tensors, numbers = Replicated(FlatGradients(half), first).optimizer_state()
     second, rest = make()
     rest.load_state_dict(half.state_dict())
-    load_optimizer(second, {name: t.clone() for name, t in tensors.items()}, numbers)
+    copied = {name: t.clone() for name, t in tensors.items()}
+    Replicated(FlatGradients(rest), second).load_optimizer_state(copied, numbers)
     train(second, rest, range(3, 6))
     for mine, theirs in zip(rest.parameters(), net.parameters(), strict=True):
         assert torch.equal(mine, theirs)

@@ -20,7 +20,7 @@ from data_pipeline import augment
 from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.describe import describe
 from distrain.learn.schedules import Cosine, Linear
-from distrain.step import Clip
+from distrain.update import Clip
 from tests.conftest import clean_environment
 
 

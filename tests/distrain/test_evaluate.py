@@ -2,9 +2,7 @@
 
 import copy
 import math
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -21,33 +19,14 @@ from distrain.coordinator.metrics import MetricSet
 from distrain.coordinator.stops import StopAskedError
 from distrain.evaluate import ROWS, Evaluation
 from distrain.learn.losses import SummedLoss
-from distrain.parallel.communicator import Alone, Communicator
+from distrain.parallel.communicator import Alone
 from distrain.parallel.world import World
 from distrain.step import Columns, MicroBatchResult, MicroBatchStep
+from tests.thread_workers import ThreadCommunicator, ThreadGroup, on_threads
 
 CPU = torch.device("cpu")
 FEATURES, CLASSES = 6, 4
 RECIPE = Recipe(columns=("x", "y"))
-
-
-class ThreadCommunicator:
-    """One of the workers in the threads of one process."""
-
-    def __init__(self, rank: int, sent: list[torch.Tensor], barrier: threading.Barrier) -> None:
-        self.rank, self.world_size = rank, len(sent)
-        self._sent, self._barrier = sent, barrier
-        self.num_exchanges = 0
-
-    def all_gather(self, send: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        self.num_exchanges += 1
-        self._sent[self.rank] = send.clone()
-        self._barrier.wait()
-        received = torch.stack(self._sent)
-        self._barrier.wait()
-        return received if out is None else out.copy_(received)
-
-    def broadcast(self, tensor: torch.Tensor) -> None:
-        raise AssertionError(f"an evaluation broadcasts nothing, not {tensor}")
 
 
 ALONE = World(Alone(), CPU)
@@ -55,13 +34,7 @@ ALONE = World(Alone(), CPU)
 
 def on_workers(world_size: int, work: Callable[[World], Any]) -> list[Any]:
     """What each worker's call returns, by rank."""
-    barrier = threading.Barrier(world_size, timeout=20)
-    sent = [torch.empty(0)] * world_size
-    ends: list[Communicator] = [
-        ThreadCommunicator(rank, sent, barrier) for rank in range(world_size)
-    ]
-    with ThreadPoolExecutor(world_size) as pool:
-        return list(pool.map(work, [World(end, CPU) for end in ends]))
+    return on_threads(ThreadGroup(world_size), lambda end: work(World(end, CPU)))
 
 
 def build() -> nn.Sequential:

@@ -1,9 +1,8 @@
 """Sums over workers, who are threads here: the bits must not tell how many there were."""
 
 import math
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -15,35 +14,9 @@ from numpy.typing import NDArray
 
 from distrain.parallel.payload import Payload, PayloadLayout, new_payload
 from distrain.parallel.reduction import Reduced, TreeReduction
+from tests.thread_workers import ThreadCommunicator, ThreadGroup, on_threads
 
 CPU = torch.device("cpu")
-
-
-class ThreadGroup:
-    """Workers in the threads of one process."""
-
-    def __init__(self, size: int) -> None:
-        self.barrier = threading.Barrier(size, timeout=20)
-        self.sent: list[torch.Tensor] = [torch.empty(0)] * size
-
-
-class ThreadCommunicator:
-    """One worker's end of a group; counts the exchanges."""
-
-    def __init__(self, group: ThreadGroup, rank: int) -> None:
-        self._group, self.rank, self.world_size = group, rank, len(group.sent)
-        self.num_exchanges = 0
-
-    def all_gather(self, send: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        self.num_exchanges += 1
-        self._group.sent[self.rank] = send.clone()
-        self._group.barrier.wait()
-        received = torch.stack(self._group.sent)
-        self._group.barrier.wait()
-        return received if out is None else out.copy_(received)
-
-    def broadcast(self, tensor: torch.Tensor) -> None:
-        raise AssertionError(f"a reduction broadcasts nothing, not {tensor}")
 
 
 class Leaves:
@@ -65,41 +38,52 @@ class Leaves:
 Found = TypeVar("Found")
 
 
+def filled(leaf: Payload, leaves: Leaves, number: int) -> Payload:
+    leaf.float32.copy_(torch.from_numpy(leaves.float32[number]))
+    leaf.float64.copy_(torch.from_numpy(leaves.float64[number]))
+    leaf.int64.copy_(torch.from_numpy(leaves.int64[number]))
+    return leaf
+
+
 def reduced(
     steps: list[Leaves],
     world_size: int,
-    flags: list[tuple[int, ...]],
+    flags: Sequence[Sequence[Sequence[int]]],
     kept: Callable[[Reduced], Found],
+    *,
+    at_once: bool = True,
 ) -> list[list[Found]]:
     """By worker and step, what is kept of an exchange; `flags` are those raised, by step and rank.
 
     One reduction does all steps, as in a run.
     """
-    group = ThreadGroup(world_size)
 
-    def work(rank: int) -> list[Found]:
-        communicator = ThreadCommunicator(group, rank)
-        reduction = TreeReduction(steps[0].layout, communicator, CPU)
+    def work(communicator: ThreadCommunicator) -> list[Found]:
+        rank = communicator.rank
+        layout = replace(steps[0].layout, num_flags=world_size * len(flags[0][0]))
+        reduction = TreeReduction(layout, communicator, CPU)
         found = []
         for leaves, raised in zip(steps, flags, strict=True):
             for number in reduction.begin(len(leaves)):
-                leaf = reduction.leaf()
-                leaf.float32.copy_(torch.from_numpy(leaves.float32[number]))
-                leaf.float64.copy_(torch.from_numpy(leaves.float64[number]))
-                leaf.int64.copy_(torch.from_numpy(leaves.int64[number]))
-                reduction.push(leaf)
+                reduction.push(filled(reduction.leaf(), leaves, number))
             found.append(kept(reduction.sum(raised[rank])))
-        assert communicator.num_exchanges == (len(steps) if world_size > 1 else 0)
+        if at_once:
+            assert communicator.num_exchanges == (len(steps) if world_size > 1 else 0)
         return found
 
-    with ThreadPoolExecutor(world_size) as pool:
-        return list(pool.map(work, range(world_size)))
+    return on_threads(ThreadGroup(world_size, at_once=at_once), work)
 
 
-def sums(steps: list[Leaves], world_size: int) -> list[list[bytes]]:
+def sums(steps: list[Leaves], world_size: int, *, at_once: bool = True) -> list[list[bytes]]:
     """By worker and step, the bytes of the sum, nobody having raised a flag."""
-    flags = [(0,) * world_size for _ in steps]
-    return reduced(steps, world_size, flags, lambda found: found.total.data.numpy().tobytes())
+    flags = [((),) * world_size for _ in steps]
+    return reduced(
+        steps,
+        world_size,
+        flags,
+        lambda found: found.total.data.numpy().tobytes(),
+        at_once=at_once,
+    )
 
 
 def words(content: bytes, layout: PayloadLayout) -> Payload:
@@ -120,7 +104,8 @@ def test_every_number_of_workers_gives_the_same_bits_to_every_worker(num_leaves:
     leaves = Leaves(num_leaves)
     (expected,) = sums([leaves], 1)
     for world_size in range(2, num_leaves + 1):
-        assert sums([leaves], world_size) == [expected] * world_size
+        for at_once in (True, False):
+            assert sums([leaves], world_size, at_once=at_once) == [expected] * world_size
 
 
 @pytest.mark.parametrize("num_leaves", [1, 3, 6, 11, 16])
@@ -194,7 +179,10 @@ def test_a_payloads_words_lie_apart_and_in_whole_lines(sizes: tuple[int, int, in
     ]
 
 
-def sum_and_flags(found: Reduced) -> tuple[bytes, bytes, bytes, tuple[int, ...]]:
+Told = tuple[bytes, bytes, bytes, tuple[tuple[int, ...], ...]]
+
+
+def sum_and_flags(found: Reduced) -> Told:
     total = found.total
     float32, float64 = total.float32.numpy().tobytes(), total.float64.numpy().tobytes()
     return float32, float64, total.int64.numpy().tobytes(), found.flags
@@ -203,38 +191,36 @@ def sum_and_flags(found: Reduced) -> tuple[bytes, bytes, bytes, tuple[int, ...]]
 FLAG = st.sampled_from([0, 0, 10, 15, 1000]) | st.integers(-(2**63), 2**63 - 1)
 
 
-@given(data=st.data(), world_size=st.integers(1, 7))
-@settings(deadline=None, max_examples=60)
+@given(data=st.data(), world_size=st.integers(1, 8), kinds=st.integers(1, 3), at_once=st.booleans())
+@settings(deadline=None, max_examples=80)
 def test_every_worker_is_told_all_flags_by_rank_and_no_bit_of_a_sum_depends_on_them(
-    data: st.DataObject, world_size: int
+    data: st.DataObject, world_size: int, kinds: int, at_once: bool
 ) -> None:
     # With fewer leaves than workers, some own none, as in an epoch's short last batch.
     sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3), label="leaves")
-    by_rank = st.tuples(*[FLAG] * world_size)
+    by_rank = st.tuples(*[st.tuples(*[FLAG] * kinds)] * world_size)
     flags = data.draw(st.lists(by_rank, min_size=len(sizes), max_size=len(sizes)), label="flags")
     steps = [Leaves(size, seed=seed) for seed, size in enumerate(sizes)]
-    (alone,) = reduced(steps, 1, [(0,)] * len(steps), sum_and_flags)
+    (alone,) = reduced(steps, 1, [((0,) * kinds,)] * len(steps), sum_and_flags)
     expected = [(*found[:3], raised) for found, raised in zip(alone, flags, strict=True)]
-    assert reduced(steps, world_size, flags, sum_and_flags) == [expected] * world_size
+    found = reduced(steps, world_size, flags, sum_and_flags, at_once=at_once)
+    assert found == [expected] * world_size
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 5])
-def test_a_flag_that_was_raised_at_one_step_is_not_told_at_the_next(world_size: int) -> None:
+@pytest.mark.parametrize("world_size", [2, 3, 4, 5])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_flag_that_was_raised_at_one_step_is_not_told_at_the_next(
+    world_size: int, at_once: bool
+) -> None:
     steps = [Leaves(size, seed=seed) for seed, size in enumerate((8, 8, 1, 8, 3, 2))]
-    last, none = (*[0] * (world_size - 1), 15), (0,) * world_size
+    last, none = (*[(0,)] * (world_size - 1), (15,)), ((0,),) * world_size
     flags = [none, last, none, none, last, none]
-    told = reduced(steps, world_size, flags, lambda found: found.flags)
+    told = reduced(steps, world_size, flags, lambda found: found.flags, at_once=at_once)
     assert told == [flags] * world_size
 
 
-def test_a_flag_costs_no_exchange_of_its_own_and_lies_beside_all_other_words() -> None:
-    layout = PayloadLayout(2, 3, 5)
-    payload = new_payload(layout, CPU)
-    payload.flag.fill_(-1)
-    assert [payload.float64.sum(), payload.int64.sum(), payload.float32.sum()] == [0, 0, 0]
-    left, right = new_payload(layout, CPU), payload
-    left.flag.fill_(7)
-    assert left.add_(right).flag.tolist() == [7], "it is never summed"
-    for kind in (left.float64, left.int64, left.float32):
-        kind.fill_(1)
-    assert left.flag.tolist() == [7]
+def test_flags_lie_beside_all_other_words() -> None:
+    payload = new_payload(PayloadLayout(2, 3, 5, 7, num_flags=4), CPU)
+    payload.flags.fill_(-1)
+    for words_of in (payload.float64, payload.int64, payload.float32, payload.gradient):
+        assert not words_of.any()

@@ -16,7 +16,7 @@ from distrain.parallel.world import World
 ALONE = World(Alone(), torch.device("cpu"))
 
 
-class Pair:
+class Pair(Alone):
     """A worker of two that is shown what the other sends and is given what rank 0 has."""
 
     world_size = 2

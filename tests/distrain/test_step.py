@@ -18,7 +18,8 @@ from distrain.parallel.communicator import Alone
 from distrain.parallel.replicas import weights_digest
 from distrain.parallel.split import BatchPlan
 from distrain.parallel.world import World
-from distrain.step import Clip, Columns, MicroBatchResult, StepResult, TrainingStep
+from distrain.step import Columns, MicroBatchResult, StepResult, TrainingStep
+from distrain.update import Clip
 
 CPU = torch.device("cpu")
 FEATURES, CLASSES = 6, 3

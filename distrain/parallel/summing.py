@@ -1,0 +1,189 @@
+"""A step's sum: the micro-batches' gradients, ledger and statistics, from leaves to one total."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+
+from distrain.errors import ConfigError
+from distrain.numerics import NORM_BLOCK
+from distrain.parallel.gradients import FlatGradients, gradient_parts
+from distrain.parallel.overlap import Overlap
+from distrain.parallel.ownership import Ownership, Replicated, Sharded, refuse_beyond_elements
+from distrain.parallel.payload import Payload, PayloadLayout
+from distrain.parallel.reduction import TreeReduction
+from distrain.parallel.route import split_words, whole_words
+from distrain.parallel.world import World
+
+WHOLE_WORDS = 2**17
+"""A gradient of at most so many words travels whole; above, shares of it are quicker (measured)."""
+
+PART_WORDS = 2**20
+"""Words of a gradient that travel at once."""
+
+
+class Flag(IntEnum):
+    """What a worker tells all others of itself with every step; none of it reaches a weight."""
+
+    STOP = 0
+    """What asks it to stop: a signal's number, or the time limit."""
+    LATE = 1
+    """A gradient moved after its part had gone."""
+    SAVE = 2
+    """Rank 0's clock says that a checkpoint is due."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumOptions:
+    """How gradients travel.
+
+    Attributes:
+        shard_optimizer: Each worker updates a share of the weights.
+        gradient_dtype: "float32", or "bfloat16": half the bytes, rounded at every node (rule 7).
+        whole_words, part_words: Where a gradient is cut, see `WHOLE_WORDS` and `PART_WORDS`.
+    """
+
+    shard_optimizer: bool = False
+    gradient_dtype: str = "float32"
+    whole_words: int = WHOLE_WORDS
+    part_words: int = PART_WORDS
+
+    def __post_init__(self) -> None:
+        """Checks names and sizes."""
+        if self.gradient_dtype not in ("float32", "bfloat16"):
+            raise ConfigError(
+                f'gradient_dtype is {self.gradient_dtype!r}; give "float32" or "bfloat16"'
+            )
+        if self.part_words % NORM_BLOCK:
+            raise ConfigError(f"part_words is {self.part_words}; give a multiple of {NORM_BLOCK}")
+
+
+@dataclass(frozen=True)
+class Summed:
+    """A step's total, the same on every worker.
+
+    Attributes:
+        total: Ledger and statistics.
+        gradient: `(num_floats,)`, float32: of a sharded optimizer, this worker's shares alone.
+        flags: By kind, those of all workers.
+        is_wrong: A gradient came too late: all has to be done again, without overlap.
+    """
+
+    total: Payload
+    gradient: torch.Tensor
+    flags: Mapping[Flag, tuple[int, ...]]
+    is_wrong: bool
+
+
+class StepSum:
+    """Takes each micro-batch's gradient, and gives the sum over all.
+
+    Attributes:
+        gradients: Where each parameter's gradient lies.
+        layout: Of one partial sum.
+    """
+
+    def __init__(
+        self,
+        gradients: FlatGradients,
+        options: SumOptions,
+        world: World,
+        *,
+        num_float64: int,
+        num_int64: int,
+        num_float32: int,
+    ) -> None:
+        """The numbers are those of the other words that travel."""
+        self.gradients, self._world = gradients, world
+        dtype = torch.bfloat16 if options.gradient_dtype == "bfloat16" else torch.float32
+        num_words = gradients.num_floats
+        self.layout = PayloadLayout(
+            num_float64, num_int64, num_float32, num_words, dtype, world.size * len(Flag)
+        )
+        self._is_sharded = options.shard_optimizer and world.size > 1
+        self._refuses = options.shard_optimizer
+        whole = 0 if self._is_sharded else options.whole_words
+        self._parts = gradient_parts(num_words, whole, options.part_words)
+        self._reduction = TreeReduction(
+            self.layout,
+            world.communicator,
+            world.device,
+            parts=self._parts,
+            leaves_shares=self._is_sharded,
+        )
+        self._overlap: Overlap | None = None
+        if self._parts and world.size > 1:
+            self._overlap = Overlap(gradients, self._parts)
+        self._float32 = torch.zeros(0, device=world.device)
+        self._was_late = self._is_alone = False
+
+    @property
+    def num_payloads(self) -> int:
+        """Partial sums that this worker has kept at once so far."""
+        return self._reduction.num_payloads
+
+    def sent_bytes(self, num_leaves: int) -> int:
+        """Bytes that the busiest worker sends in a step; the weights of a sharded optimizer too."""
+        layout, size = self.layout, self._world.size
+        local = self._world.communicator.local_size
+        whole = layout.head if self._parts else layout
+        shares = split_words(layout.num_gradient, num_leaves, size, local) if self._parts else 0
+        words = whole_words(whole.num_bytes, num_leaves, size, local)
+        return words + layout.gradient_dtype.itemsize * shares
+
+    def ownership(self, optimizer: torch.optim.Optimizer) -> Ownership:
+        """Who updates what; the same at W = 1 as elsewhere in what it refuses.
+
+        Raises:
+            ConfigError: a sharded optimizer that looks beyond an element.
+        """
+        if self._refuses:
+            refuse_beyond_elements(optimizer)
+        if self._is_sharded:
+            return Sharded(self.gradients, optimizer, self._reduction.shared, self._parts)
+        return Replicated(self.gradients, optimizer)
+
+    def begin(self, num_leaves: int, *, alone: bool = False) -> range:
+        """Starts a step; returns this worker's leaves. `alone`: they are looked at, not summed."""
+        self._was_late, self._is_alone = False, alone
+        return self._reduction.begin(num_leaves)
+
+    @contextmanager
+    def leaf(self, *, is_last: bool) -> Iterator[Payload]:
+        """A leaf of the tree, to be filled within; the gradient is taken from the parameters'.
+
+        The last leaf's travels meanwhile, where it is long enough.
+        """
+        leaf = self._reduction.leaf()
+        if self._is_alone:
+            yield leaf
+            self.gradients.collect(self.gradients.buffer_views(leaf.gradient))
+            self._reduction.put_back(leaf)
+        elif is_last and self._overlap is not None:
+            self._reduction.push(leaf, complete=False)
+            with self._overlap.watching(
+                self.gradients.buffer_views(leaf.gradient), self._reduction.part_ready
+            ):
+                yield leaf
+            self._was_late = self._overlap.was_late
+        else:
+            yield leaf
+            self.gradients.collect(self.gradients.buffer_views(leaf.gradient))
+            self._reduction.push(leaf)
+
+    def close(self, raised: Mapping[Flag, int]) -> Summed:
+        """Exchanges what has not travelled yet."""
+        raised = {**raised, Flag.LATE: int(self._was_late)}
+        reduced = self._reduction.sum([raised.get(kind, 0) for kind in Flag])
+        flags = {kind: tuple(row[kind] for row in reduced.flags) for kind in Flag}
+        is_wrong = any(flags[Flag.LATE])
+        if is_wrong:
+            self._overlap = None
+        gradient = reduced.gradient
+        if gradient.dtype != torch.float32:
+            if not len(self._float32):
+                self._float32 = torch.zeros(len(gradient), device=self._world.device)
+            gradient = self._float32.copy_(gradient)
+        return Summed(reduced.total, gradient, flags, is_wrong)

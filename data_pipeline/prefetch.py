@@ -3,7 +3,6 @@
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -137,11 +136,6 @@ class Prefetcher:
         """For `with`: the threads are ended at the end of the block."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Ends the threads."""
         self.close()

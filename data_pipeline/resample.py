@@ -42,7 +42,14 @@ _LEVELS = np.uint64(255)
 _SECOND, _THIRD = np.uint64(_FIELD_BITS), np.uint64(2 * _FIELD_BITS)
 _ONE = np.uint64(1)
 
-_KINDS = (np.dtype(np.uint8).char, np.dtype(np.float32).char)
+_Place = tuple[float, float, float, float, bool]
+"""A box's top, left, height and width, and whether it is mirrored."""
+
+_Taps = tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]]
+"""For each sample its two pixels, and how far behind the first one it lies, from 0 to 1."""
+
+_Scaling = tuple[NDArray[np.float32], NDArray[np.float32]]
+"""What each channel is multiplied by, and what is added then."""
 
 
 class Box(NamedTuple):
@@ -55,232 +62,152 @@ class Box(NamedTuple):
 
 
 def resample(
-    image: NDArray[Any],
+    image: NDArray[np.uint8],
     box: Box,
     out: NDArray[Any],
     *,
     mirrored: bool = False,
     scale: NDArray[np.float32] | None = None,
     offset: NDArray[np.float32] | None = None,
-    channels_last: bool = True,
 ) -> None:
-    """Fills `out` `(C, H, W)` with `box` of `image`, whose C channels come last or first.
+    """Fills `out` `(C, h, w)` with `box` of the picture `image` `(H, W, C)`, of uint8.
 
-    uint8 into uint8 is rounded; into float32 it is `float32(rounded) * scale[c] + offset[c]`, each
-    step rounded to float32, which has the bits of NumPy's own. float32 goes into float32 and is
-    neither rounded nor scaled.
+    Into uint8 it is rounded; into float32 it is `float32(rounded) * scale[c] + offset[c]`, each
+    step rounded to float32, which has the bits of NumPy's own.
 
     Raises:
         DataError: the box isn't within the image, or the arrays do not go together.
     """
-    image = _checked(image, out, channels_last)
+    image = _checked(image, out)
     height, width = image.shape[-2:] if image.ndim == 3 else (len(image), image.shape[1] // 3)
     _check_box(box, height, width)
     top, left, box_height, box_width = map(float, box)
+    scaling = None
+    if out.dtype == np.float32:
+        scaling = (_by_channel(scale, 1.0, len(out)), _by_channel(offset, 0.0, len(out)))
+    elif scale is not None or offset is not None:
+        raise DataError("scale and offset need an output of float32, but it is of uint8")
     place = (top, left, box_height, box_width, mirrored)
-    if image.dtype.char == _KINDS[1]:
-        if out.dtype.char != _KINDS[1] or scale is not None or offset is not None:
-            raise DataError("images of float32 are resampled to float32, without scale and offset")
-        floats_to_floats(image, *place, out)
-    elif out.dtype.char == _KINDS[0]:
-        if scale is not None or offset is not None:
-            raise DataError("scale and offset need an output of float32, but it is of uint8")
-        (pixels_to_bytes if image.ndim == 2 else planes_to_bytes)(image, *place, out)
-    else:
-        channels = len(out)
-        scale = _by_channel(scale, 1.0, channels)
-        offset = _by_channel(offset, 0.0, channels)
-        kernel = pixels_to_floats if image.ndim == 2 else planes_to_floats
-        kernel(image, *place, scale, offset, out)
+    (_pixels if image.ndim == 2 else _planes)(image, place, scaling, out)
+
+
+def resample_planes(images: NDArray[Any], boxes: NDArray[np.float64], out: NDArray[Any]) -> None:
+    """Fills `out` `(B, C, h, w)` with a box of each of `images` `(B, C, H, W)`, of the same dtype.
+
+    uint8 is rounded, float32 is not. The boxes `(B, 4)` must lie within the images.
+    """
+    images, rounded = np.ascontiguousarray(images), images.dtype == np.uint8
+    for image, box, resampled in zip(images, boxes.tolist(), out, strict=True):
+        top, left, height, width = box
+        place = (top, left, height, width, False)
+        if rounded:
+            _planes(image, place, None, resampled)
+        else:
+            _floats(image, place, resampled)
 
 
 @compiled
-def pixels_to_bytes(
-    image: NDArray[np.uint8],
-    top: float,
-    left: float,
-    height: float,
-    width: float,
-    mirrored: bool,
-    out: NDArray[np.uint8],
+def _pixels(
+    image: NDArray[np.uint8], place: _Place, scaling: _Scaling | None, out: NDArray[Any]
 ) -> None:
-    """uint8 `(H, 3 * W)`, the pixels of each row RGB RGB, into uint8 `(3, h, w)`."""
-    size = image.shape[1] // 3
-    above, below, row_weight = _taps(top, height, len(image), out.shape[1], _ROW_BITS, False)
-    first, last, weight = _taps(left, width, size, out.shape[2], _COLUMN_BITS, mirrored)
-    start, stop = min(first[0], first[-1]), max(last[0], last[-1]) + 1
-    places, weights = (first - start).astype(np.uint64), weight.astype(np.uint64)
+    """uint8 `(H, 3 * W)`, the pixels of each row RGB RGB, into `(3, h, w)`."""
+    (above, below, down), (near, _, right), start, stop = _grid(
+        place, len(image), image.shape[1] // 3, out
+    )
+    downs, rights = _weights(down, _ROW_BITS), _weights(right, _COLUMN_BITS)
     blended = np.empty(3 * (stop - start), np.uint16)
     packed = np.zeros(stop - start + 1, np.uint64)
     sums = np.empty(out.shape[2], np.uint64)
     for y in range(out.shape[1]):
         upper = image[above[y], 3 * start : 3 * stop]
-        _blend_rows(upper, image[below[y], 3 * start : 3 * stop], row_weight[y], blended)
+        lower = image[below[y], 3 * start : 3 * stop]
+        _blend_rows(upper, lower, downs[y], blended)
         _pack_pixels(blended, packed)
-        _blend_columns(packed, places, weights, sums)
+        _blend_columns(packed, near, rights, sums)
         for channel in range(3):
-            _write_bytes(sums, _SUM_BITS + _FIELD_BITS * channel, out[channel, y])
+            _write(sums, channel, scaling, channel, out[channel, y])
 
 
 @compiled
-def pixels_to_floats(
-    image: NDArray[np.uint8],
-    top: float,
-    left: float,
-    height: float,
-    width: float,
-    mirrored: bool,
-    scale: NDArray[np.float32],
-    offset: NDArray[np.float32],
-    out: NDArray[np.float32],
+def _planes(
+    image: NDArray[np.uint8], place: _Place, scaling: _Scaling | None, out: NDArray[Any]
 ) -> None:
-    """uint8 `(H, 3 * W)`, the pixels of each row RGB RGB, into float32 `(3, h, w)`."""
-    size = image.shape[1] // 3
-    above, below, row_weight = _taps(top, height, len(image), out.shape[1], _ROW_BITS, False)
-    first, last, weight = _taps(left, width, size, out.shape[2], _COLUMN_BITS, mirrored)
-    start, stop = min(first[0], first[-1]), max(last[0], last[-1]) + 1
-    places, weights = (first - start).astype(np.uint64), weight.astype(np.uint64)
-    blended = np.empty(3 * (stop - start), np.uint16)
-    packed = np.zeros(stop - start + 1, np.uint64)
-    sums = np.empty(out.shape[2], np.uint64)
-    for y in range(out.shape[1]):
-        upper = image[above[y], 3 * start : 3 * stop]
-        _blend_rows(upper, image[below[y], 3 * start : 3 * stop], row_weight[y], blended)
-        _pack_pixels(blended, packed)
-        _blend_columns(packed, places, weights, sums)
-        for channel in range(3):
-            shift = _SUM_BITS + _FIELD_BITS * channel
-            _write_floats(sums, shift, scale[channel], offset[channel], out[channel, y])
-
-
-@compiled
-def planes_to_bytes(
-    image: NDArray[np.uint8],
-    top: float,
-    left: float,
-    height: float,
-    width: float,
-    mirrored: bool,
-    out: NDArray[np.uint8],
-) -> None:
-    """uint8 `(C, H, W)` into uint8 `(C, h, w)`, 3 channels at once where C is a multiple of 3."""
-    channels, num_rows, size = image.shape
-    above, below, row_weight = _taps(top, height, num_rows, out.shape[1], _ROW_BITS, False)
-    first, last, weight = _taps(left, width, size, out.shape[2], _COLUMN_BITS, mirrored)
-    start, stop = min(first[0], first[-1]), max(last[0], last[-1]) + 1
-    places, weights = (first - start).astype(np.uint64), weight.astype(np.uint64)
+    """uint8 `(C, H, W)` into `(C, h, w)`, 3 channels at once where C is a multiple of 3."""
+    channels, height, width = image.shape
+    (above, below, down), (near, _, right), start, stop = _grid(place, height, width, out)
+    downs, rights = _weights(down, _ROW_BITS), _weights(right, _COLUMN_BITS)
     group = 3 if channels % 3 == 0 else 1
     blended = np.empty((group, stop - start), np.uint16)
     packed = np.zeros(stop - start + 1, np.uint64)
     sums = np.empty(out.shape[2], np.uint64)
-    for base in range(0, channels, group):
+    for first in range(0, channels, group):
         for y in range(out.shape[1]):
-            for channel in range(group):
-                plane = image[base + channel]
-                upper, lower = plane[above[y], start:stop], plane[below[y], start:stop]
-                _blend_rows(upper, lower, row_weight[y], blended[channel])
+            for number in range(group):
+                upper = image[first + number, above[y], start:stop]
+                lower = image[first + number, below[y], start:stop]
+                _blend_rows(upper, lower, downs[y], blended[number])
             _pack_planes(blended, packed)
-            _blend_columns(packed, places, weights, sums)
-            for channel in range(group):
-                _write_bytes(sums, _SUM_BITS + _FIELD_BITS * channel, out[base + channel, y])
+            _blend_columns(packed, near, rights, sums)
+            for number in range(group):
+                _write(sums, number, scaling, first + number, out[first + number, y])
 
 
 @compiled
-def planes_to_floats(
-    image: NDArray[np.uint8],
-    top: float,
-    left: float,
-    height: float,
-    width: float,
-    mirrored: bool,
-    scale: NDArray[np.float32],
-    offset: NDArray[np.float32],
-    out: NDArray[np.float32],
-) -> None:
-    """uint8 `(C, H, W)` into float32 `(C, h, w)`: as bytes, then scaled."""
-    levels = np.empty(out.shape, np.uint8)
-    planes_to_bytes(image, top, left, height, width, mirrored, levels)
-    for channel in range(len(out)):
-        factor, term = scale[channel], offset[channel]
-        for y in range(out.shape[1]):
-            source, row = levels[channel, y], out[channel, y]
-            for x in range(len(row)):
-                row[x] = np.float32(source[x]) * factor + term
-
-
-@compiled
-def floats_to_floats(
-    image: NDArray[np.float32],
-    top: float,
-    left: float,
-    height: float,
-    width: float,
-    mirrored: bool,
-    out: NDArray[np.float32],
-) -> None:
+def _floats(image: NDArray[np.float32], place: _Place, out: NDArray[np.float32]) -> None:
     """float32 `(C, H, W)` into float32 `(C, h, w)`: `a + (b - a) * weight`, rows first."""
-    channels, num_rows, size = image.shape
-    above, below, row_weight = _float_taps(top, height, num_rows, out.shape[1], False)
-    first, last, weight = _float_taps(left, width, size, out.shape[2], mirrored)
-    start, stop = min(first[0], first[-1]), max(last[0], last[-1]) + 1
-    near, far = (first - start).astype(np.uint64), (last - start).astype(np.uint64)
+    channels, height, width = image.shape
+    (above, below, down), (near, far, right), start, stop = _grid(place, height, width, out)
+    downs, rights = down.astype(np.float32), right.astype(np.float32)
     blended = np.empty(stop - start, np.float32)
     for channel in range(channels):
         for y in range(out.shape[1]):
             upper = image[channel, above[y], start:stop]
             lower = image[channel, below[y], start:stop]
-            part = row_weight[y]
+            part = downs[y]
             for x in range(len(blended)):
                 blended[x] = upper[x] + (lower[x] - upper[x]) * part
             row = out[channel, y]
             for x in range(len(row)):
                 value = blended[near[x]]
-                row[x] = value + (blended[far[x]] - value) * weight[x]
+                row[x] = value + (blended[far[x]] - value) * rights[x]
 
 
 @compiled
-def _positions(start: float, length: float, size: int, count: int) -> NDArray[np.float64]:
-    """Where the samples lie, 0 being the first pixel's centre, clamped to the box and the image."""
-    last = min(max(start + length - 1.0, start), size - 1.0)
-    positions = np.empty(count, np.float64)
+def _grid(
+    place: _Place, height: int, width: int, out: NDArray[Any]
+) -> tuple[_Taps, _Taps, int, int]:
+    """The taps of the rows of `out`, and of its columns, counted from the first that is read.
+
+    That one, and the one behind the last, come last.
+    """
+    top, left, box_height, box_width, mirrored = place
+    rows = _taps(top, box_height, height, out.shape[1], False)
+    first, last, right = _taps(left, box_width, width, out.shape[2], mirrored)
+    start, stop = min(first[0], first[-1]), max(last[0], last[-1]) + 1
+    near, far = (first - start).astype(np.uint64), (last - start).astype(np.uint64)
+    return rows, (near, far, right), start, stop
+
+
+@compiled
+def _taps(start: float, length: float, size: int, count: int, mirrored: bool) -> _Taps:
+    first, second = np.empty(count, np.int64), np.empty(count, np.int64)
+    part = np.empty(count, np.float64)
+    end = min(max(start + length - 1.0, start), size - 1.0)
     for i in range(count):
+        # 0 is the first pixel's centre; what lies beyond the box or the image is clamped.
         place = start + (i + 0.5) * (length / count) - 0.5
-        positions[i] = max(min(max(place, start), last), 0.0)
-    return positions
+        place = max(min(max(place, start), end), 0.0)
+        to = count - 1 - i if mirrored else i
+        first[to] = int(np.floor(place))
+        second[to] = min(first[to] + 1, size - 1)
+        part[to] = place - first[to]
+    return first, second, part
 
 
 @compiled
-def _taps(
-    start: float, length: float, size: int, count: int, bits: int, mirrored: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """For each sample its two pixels, and the second one's weight of 2^bits."""
-    positions = _positions(start, length, size, count)
-    first, second = np.empty(count, np.int64), np.empty(count, np.int64)
-    weight = np.empty(count, np.int64)
-    for i in range(count):
-        to = count - 1 - i if mirrored else i
-        whole = np.floor(positions[i])
-        first[to] = int(whole)
-        second[to] = min(first[to] + 1, size - 1)
-        weight[to] = int(np.floor((positions[i] - whole) * (1 << bits) + 0.5))
-    return first, second, weight
-
-
-@compiled
-def _float_taps(
-    start: float, length: float, size: int, count: int, mirrored: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """For each sample its two pixels, and the second one's weight of 1."""
-    positions = _positions(start, length, size, count)
-    first, second = np.empty(count, np.int64), np.empty(count, np.int64)
-    weight = np.empty(count, np.float32)
-    for i in range(count):
-        to = count - 1 - i if mirrored else i
-        whole = np.floor(positions[i])
-        first[to] = int(whole)
-        second[to] = min(first[to] + 1, size - 1)
-        weight[to] = np.float32(positions[i] - whole)
-    return first, second, weight
+def _weights(parts: NDArray[np.float64], bits: int) -> NDArray[np.uint64]:
+    """The second pixels' weights, of 2^bits."""
+    return np.floor(parts * (1 << bits) + 0.5).astype(np.uint64)
 
 
 @compiled
@@ -331,23 +258,18 @@ def _blend_columns(
 
 
 @compiled
-def _write_bytes(sums: NDArray[np.uint64], shift: int, out: NDArray[np.uint8]) -> None:
-    places = np.uint64(shift)
-    for x in range(len(out)):
-        out[x] = (sums[x] >> places) & _LEVELS
-
-
-@compiled
-def _write_floats(
-    sums: NDArray[np.uint64],
-    shift: int,
-    scale: np.float32,
-    offset: np.float32,
-    out: NDArray[np.float32],
+def _write(
+    sums: NDArray[np.uint64], field: int, scaling: _Scaling | None, channel: int, out: NDArray[Any]
 ) -> None:
-    places = np.uint64(shift)
-    for x in range(len(out)):
-        out[x] = np.float32(np.int32((sums[x] >> places) & _LEVELS)) * scale + offset
+    """Rounds what stands in a field of the sums, and scales it as its channel is, if any is."""
+    places = np.uint64(_SUM_BITS + _FIELD_BITS * field)
+    if scaling is None:
+        for x in range(len(out)):
+            out[x] = (sums[x] >> places) & _LEVELS
+    else:
+        factor, term = scaling[0][channel], scaling[1][channel]
+        for x in range(len(out)):
+            out[x] = np.float32(np.int32((sums[x] >> places) & _LEVELS)) * factor + term
 
 
 def _by_channel(
@@ -363,25 +285,19 @@ def _by_channel(
     return values
 
 
-def _checked(image: NDArray[Any], out: NDArray[Any], channels_last: bool) -> NDArray[Any]:
+def _checked(image: NDArray[Any], out: NDArray[Any]) -> NDArray[Any]:
     """The image as planes `(C, H, W)`, or where its pixels are together as rows `(H, 3 * W)`."""
-    shape = image.shape
-    if image.ndim != 3 or out.ndim != 3 or 0 in shape or 0 in out.shape:
+    if image.ndim != 3 or out.ndim != 3 or 0 in image.shape or 0 in out.shape:
         raise DataError(
             f"image and output must have 3 dimensions and some pixels: {_both(image, out)}"
         )
-    if image.dtype.char not in _KINDS or out.dtype.char not in _KINDS:
-        raise DataError(f"only uint8 and float32 can be resampled: {_both(image, out)}")
-    if (shape[2] if channels_last else shape[0]) != len(out):
+    if image.dtype != np.uint8 or out.dtype not in (np.uint8, np.float32):
+        raise DataError(f"only uint8 is resampled, to uint8 or float32: {_both(image, out)}")
+    height, width, channels = image.shape
+    if channels != len(out):
         raise DataError(f"image and output differ in their number of channels: {_both(image, out)}")
-    if not image.flags.c_contiguous:
-        image = np.ascontiguousarray(image)
-    if not channels_last:
-        return image
-    if shape[2] == 1:
-        return image.reshape(1, *shape[:2])
-    if image.dtype.char == _KINDS[0] and shape[2] == 3:
-        return image.reshape(shape[0], 3 * shape[1])
+    if channels == 3:
+        return np.ascontiguousarray(image).reshape(height, 3 * width)
     return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 

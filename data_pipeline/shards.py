@@ -18,6 +18,9 @@ from data_pipeline.errors import DataError, StorageError
 from data_pipeline.manifest import Column, Shard, check_column
 from data_pipeline.ragged import Ragged
 
+SHARD_BYTES = 64 * 2**20
+"""A shard holds about this much unless the rows of a shard are given."""
+
 _OTHER_FILES = 256
 """How many a process may open besides shards."""
 

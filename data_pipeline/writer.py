@@ -9,11 +9,8 @@ from data_pipeline.durable import new_folder
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Column, ColumnStatistics, Manifest, Part, write_manifest
 from data_pipeline.ragged import Ragged
-from data_pipeline.shards import Values, check_rows, write_shard
+from data_pipeline.shards import SHARD_BYTES, Values, check_rows, write_shard
 from data_pipeline.statistics import column_statistics
-
-SHARD_BYTES = 64 * 2**20
-"""A shard holds about this much unless the rows of a shard are given."""
 
 
 def write_dataset(

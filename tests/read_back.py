@@ -104,6 +104,19 @@ def _all_of(dataset: Dataset, name: str) -> list[Any]:
     return [row.tobytes().decode() for row in cut] if column.kind == "text" else cut
 
 
+def column_of(folder: Path, name: str, part: str = "train") -> list[Any]:
+    """The rows of a column of a data set: texts as strings, labels as numbers."""
+    dataset = Dataset(folder, part)
+    described, rows = dataset.column(name), np.arange(len(dataset))
+    if described.kind == "text":
+        return [value.tobytes().decode() for value in dataset.encoded(name, rows)]
+    if described.kind in ("sequence", "image"):
+        return [value.tolist() for value in dataset.encoded(name, rows)]
+    out = np.zeros((len(dataset), *described.shape), described.dtype)
+    dataset.gather(name, rows, out)
+    return list(out.tolist())
+
+
 def with_small_blocks(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     """Pieces and blocks of a few rows, so that a small source has several."""
     monkeypatch.setattr(f"data_pipeline.sources.{module}.BLOCK_BYTES", 100)

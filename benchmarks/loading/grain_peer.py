@@ -15,13 +15,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from grain import python as grain_python
 
 from benchmarks.loading.task import Batch, Epochs, Task, make_once
-from benchmarks.loading.transforms import (
-    cut_into_epochs,
-    moved,
-    padded,
-    picture_batches,
-    standardiser,
-)
+from benchmarks.loading.transforms import cut_into_epochs, gatherer, picture_batches
 
 
 def _write(task: Task, folder: Path) -> None:
@@ -32,16 +26,8 @@ def _write(task: Task, folder: Path) -> None:
 
 
 def _by_batch(task: Task) -> Callable[[Any], Batch]:
-    images, labels = torch.from_numpy(task.images()), torch.from_numpy(task.labels())
-    places = padded(images) if task.moves else images
-    standardise = standardiser(task)
-
-    def gather(numbers: Any) -> Batch:
-        rows = torch.from_numpy(np.asarray(numbers))
-        taken = moved(places, rows) if task.moves else places.index_select(0, rows)
-        return standardise(taken), labels.index_select(0, rows)
-
-    return gather
+    gather = gatherer(task)
+    return lambda numbers: gather(torch.from_numpy(np.asarray(numbers)))
 
 
 def _pictures(task: Task, folder: Path) -> Callable[[Any], Batch]:

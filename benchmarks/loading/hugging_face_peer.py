@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from benchmarks.loading.task import Batch, Epochs, Task, make_once
 from benchmarks.loading.torch_peers import forever, worker_options
-from benchmarks.loading.transforms import cropper, decoder, move_batch, nchw, standardiser
+from benchmarks.loading.transforms import finisher, move_batch, standardiser, unpacker
 
 
 def _write(task: Task, folder: Path) -> None:
@@ -40,15 +40,13 @@ class _Batches:
     def __init__(self, task: Task, folder: Path) -> None:
         self.task = task
         self.data: Any = load_from_disk(str(folder)).with_format("arrow")
-        self.standardise = standardiser(task)
-        if task.encoded:
-            self.decode, self.crop = decoder("simplejpeg"), cropper(task.side)
+        self.standardise, self.unpack = standardiser(task), unpacker(task)
 
     def __getitem__(self, rows: Sequence[int]) -> Batch:
         table = self.data[rows]
         images, labels = table["image"].combine_chunks(), table["label"].to_numpy()
         if self.task.encoded:
-            crops = [self.crop(self.decode(encoded.as_py())) for encoded in images]
+            crops = [self.unpack(encoded.as_py()) for encoded in images]
             return torch.from_numpy(np.stack(crops)), torch.from_numpy(labels)
         flat = images.flatten().to_numpy().reshape(-1, 3, self.task.side, self.task.side)
         pixels = torch.from_numpy(flat)
@@ -61,10 +59,4 @@ def hugging_face(task: Task, folder: Path, threads: int) -> Epochs:
     sampler = BatchSampler(RandomSampler(range(task.rows)), task.batch, drop_last=False)
     dataset: Any = _Batches(task, made)
     loader = DataLoader(dataset, batch_size=None, sampler=sampler, **worker_options(threads))
-    standardise = standardiser(task)
-
-    def finish(batch: Sequence[torch.Tensor]) -> Batch:
-        crops, labels = batch
-        return standardise(nchw(crops)), labels
-
-    yield from forever(loader, finish if task.encoded else None)
+    yield from forever(loader, finisher(task) if task.encoded else None)

@@ -8,26 +8,7 @@ import torch
 from spdl.pipeline import PipelineBuilder
 
 from benchmarks.loading.task import Batch, Epochs, Task
-from benchmarks.loading.transforms import (
-    cut_into_epochs,
-    moved,
-    padded,
-    picture_batches,
-    standardiser,
-)
-
-
-def _by_batch(task: Task) -> Callable[[torch.Tensor], Batch]:
-    """What a thread does with the numbers of a batch's samples in A1 and A2."""
-    images, labels = torch.from_numpy(task.images()), torch.from_numpy(task.labels())
-    places = padded(images) if task.moves else images
-    standardise = standardiser(task)
-
-    def gather(rows: torch.Tensor) -> Batch:
-        taken = moved(places, rows) if task.moves else places.index_select(0, rows)
-        return standardise(taken), labels.index_select(0, rows)
-
-    return gather
+from benchmarks.loading.transforms import cut_into_epochs, gatherer, picture_batches
 
 
 def _pictures(task: Task) -> Callable[[torch.Tensor], Batch]:
@@ -48,7 +29,7 @@ def spdl(task: Task, _: Path, threads: int) -> Epochs:
             order: Any = torch.randperm(task.rows)
             yield from order.split(task.batch)
 
-    take = _pictures(task) if task.encoded else _by_batch(task)
+    take = _pictures(task) if task.encoded else gatherer(task)
     builder: Any = PipelineBuilder().add_source(batches()).pipe(take, concurrency=threads)
     pipeline = builder.add_sink(2).build(num_threads=threads)
     with pipeline.auto_stop():

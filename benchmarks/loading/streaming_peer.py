@@ -4,19 +4,16 @@ Standardised, moved and flipped is by batch, in the training process, so that wo
 """
 
 import sys
-from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.loading.task import Batch, Epochs, Task, make_once
+from benchmarks.loading.task import Epochs, Task, make_once
 from benchmarks.loading.torch_peers import forever, worker_options
-from benchmarks.loading.transforms import cropper, decoder, move_batch, nchw, standardiser
+from benchmarks.loading.transforms import finisher, stack, unpacker
 
 
 def _stand_in_for_torchvision() -> None:
@@ -51,31 +48,19 @@ from streaming.base.util import clean_stale_shared_memory  # noqa: E402
 
 
 def _write(task: Task, folder: Path) -> None:
-    images = None if task.encoded else task.images(mapped=True)
     with MDSWriter(out=str(folder), columns={"image": "bytes", "label": "int"}) as writer:
         for row in range(task.rows):
-            image = task.jpeg(row).read_bytes() if images is None else images[row].tobytes()
-            writer.write({"image": image, "label": row})
+            writer.write({"image": task.packed(row), "label": row})
 
 
 class _Samples(StreamingDataset):  # type: ignore[misc] # mypy doesn't look into Streaming
     def __init__(self, task: Task, folder: Path) -> None:
         super().__init__(local=str(folder), shuffle=True, batch_size=task.batch)
-        self.image_shape = (3, task.side, task.side)
-        self.encoded = task.encoded
-        if task.encoded:
-            self.decode, self.crop = decoder("simplejpeg"), cropper(task.side)
+        self.unpack = unpacker(task)
 
     def __getitem__(self, index: Any) -> tuple[Any, int]:
         sample = super().__getitem__(index)
-        if self.encoded:
-            return self.crop(self.decode(sample["image"])), sample["label"]
-        return np.frombuffer(sample["image"], np.uint8).reshape(self.image_shape), sample["label"]
-
-
-def _stack(samples: Sequence[tuple[Any, int]]) -> Batch:
-    images, labels = zip(*samples, strict=True)
-    return torch.from_numpy(np.stack(images)), torch.tensor(labels)
+        return self.unpack(sample["image"]), sample["label"]
 
 
 def streaming(task: Task, folder: Path, threads: int) -> Epochs:
@@ -83,13 +68,5 @@ def streaming(task: Task, folder: Path, threads: int) -> Epochs:
     clean_stale_shared_memory()
     options = worker_options(threads)
     samples: Any = _Samples(task, made)
-    loader: Any = DataLoader(samples, task.batch, collate_fn=_stack, **options)
-    standardise = standardiser(task)
-
-    def finish(batch: Sequence[torch.Tensor]) -> Batch:
-        images, labels = batch
-        if task.encoded:
-            return standardise(nchw(images)), labels
-        return standardise(move_batch(images) if task.moves else images), labels
-
-    yield from forever(loader, finish)
+    loader: Any = DataLoader(samples, task.batch, collate_fn=stack, **options)
+    yield from forever(loader, finisher(task))

@@ -102,6 +102,14 @@ class Task:
         """The file of one picture of B."""
         return self.folder / f"{row // 1000:03d}" / f"{row:06d}.jpg"
 
+    @cached_property
+    def _mapped(self) -> NDArray[np.uint8]:
+        return self.images(mapped=True)
+
+    def packed(self, row: int) -> bytes:
+        """One sample: its JPEG, or the bytes of its image."""
+        return self.jpeg(row).read_bytes() if self.encoded else self._mapped[row].tobytes()
+
 
 def _smooth(random: np.random.Generator, count: int, side: int) -> NDArray[np.uint8]:
     """Images `(count, 3, side, side)`: a coarse random pattern, drawn out, and mild noise."""

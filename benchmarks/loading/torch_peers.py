@@ -9,7 +9,7 @@ loader_cv2, loader_simplejpeg, loader_pillow
                     standardised by batch, so that workers send bytes and no floats
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ from benchmarks.loading.transforms import (
     Images,
     cropper,
     decoder,
-    move_batch,
+    finisher,
+    gatherer,
     move_one,
     moved,
-    nchw,
     padded,
     pillow_crop,
     standardiser,
@@ -48,18 +48,10 @@ def worker_options(threads: int, ahead: int = 2) -> dict[str, Any]:
 def in_ram(task: Task, _: Path, threads: int) -> Epochs:
     if threads:
         torch.set_num_threads(threads)
-    images, labels = torch.from_numpy(task.images()), torch.from_numpy(task.labels())
-    places = padded(images) if task.moves else images
-    standardise = standardiser(task)
-
-    def epoch() -> Iterator[Batch]:
-        order: Any = torch.randperm(task.rows)
-        for rows in order.split(task.batch):
-            taken = moved(places, rows) if task.moves else places.index_select(0, rows)
-            yield standardise(taken), labels.index_select(0, rows)
-
+    gather = gatherer(task)
     while True:
-        yield epoch()
+        order: Any = torch.randperm(task.rows)
+        yield map(gather, order.split(task.batch))
 
 
 class _Batches(Dataset[Batch]):
@@ -99,15 +91,8 @@ class _Samples(Dataset[tuple[Any, int]]):
 
 
 def loader_collate(task: Task, _: Path, threads: int) -> Epochs:
-    standardise = standardiser(task)
-
-    def finish(batch: list[torch.Tensor]) -> Batch:
-        images, labels = batch
-        return standardise(move_batch(images) if task.moves else images), labels
-
-    options = worker_options(threads)
-    dataset = _Samples(task, torch.from_numpy)
-    yield from forever(DataLoader(dataset, task.batch, shuffle=True, **options), finish)
+    dataset, options = _Samples(task, torch.from_numpy), worker_options(threads)
+    yield from forever(DataLoader(dataset, task.batch, shuffle=True, **options), finisher(task))
 
 
 def loader_samples(task: Task, _: Path, threads: int) -> Epochs:
@@ -137,15 +122,8 @@ class _Pictures(Dataset[tuple[torch.Tensor, int]]):
 
 
 def _from_files(task: Task, load: Callable[[Path], Images], threads: int) -> Epochs:
-    standardise = standardiser(task)
-
-    def finish(batch: list[torch.Tensor]) -> Batch:
-        crops, labels = batch
-        return standardise(nchw(crops)), labels
-
-    options = worker_options(threads)
-    dataset = _Pictures(task, load)
-    yield from forever(DataLoader(dataset, task.batch, shuffle=True, **options), finish)
+    dataset, options = _Pictures(task, load), worker_options(threads)
+    yield from forever(DataLoader(dataset, task.batch, shuffle=True, **options), finisher(task))
 
 
 def loader_cv2(task: Task, _: Path, threads: int) -> Epochs:

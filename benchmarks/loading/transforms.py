@@ -142,6 +142,47 @@ def picture_batches(task: Task) -> Callable[[Sequence[bytes]], torch.Tensor]:
     return load
 
 
+def unpacker(task: Task) -> Callable[[bytes], Images]:
+    """Makes of what `Task.packed` gives an image `(3, H, W)`, or of B a crop `(H, W, 3)`."""
+    if task.encoded:
+        decode, crop = decoder("simplejpeg"), cropper(task.side)
+        return lambda packed: crop(decode(packed))
+    shape = (3, task.side, task.side)
+    return lambda packed: np.frombuffer(packed, np.uint8).reshape(shape)
+
+
+def stack(samples: Sequence[tuple[Images, int]]) -> Batch:
+    """Samples of a batch, in bytes as they are."""
+    images, labels = zip(*samples, strict=True)
+    return torch.from_numpy(np.stack(images)), torch.tensor(labels)
+
+
+def gatherer(task: Task) -> Callable[[torch.Tensor], Batch]:
+    """Makes of the numbers of samples of A1 or A2 a batch, of tensors in memory."""
+    images, labels = torch.from_numpy(task.images()), torch.from_numpy(task.labels())
+    places = padded(images) if task.moves else images
+    standardise = standardiser(task)
+
+    def gather(rows: torch.Tensor) -> Batch:
+        taken = moved(places, rows) if task.moves else places.index_select(0, rows)
+        return standardise(taken), labels.index_select(0, rows)
+
+    return gather
+
+
+def finisher(task: Task) -> Callable[[Sequence[torch.Tensor]], Batch]:
+    """Makes of a batch of bytes, where it arrives, the task's: moved or cropped, standardised."""
+    standardise = standardiser(task)
+
+    def finish(batch: Sequence[torch.Tensor]) -> Batch:
+        images, labels = batch
+        if task.encoded:
+            return standardise(nchw(images)), labels
+        return standardise(move_batch(images) if task.moves else images), labels
+
+    return finish
+
+
 def cut_into_epochs(batches: Iterator[Batch], task: Task) -> Epochs:
     """An endless stream of batches, which goes on across the ends of epochs, by epoch."""
     num_batches = math.ceil(task.rows / task.batch)

@@ -10,17 +10,23 @@ from data_pipeline.augment.arguments import check_pixels, require
 from data_pipeline.augment.draw import Draw
 from data_pipeline.augment.transform import Cropping
 from data_pipeline.compiled import compiled
-from data_pipeline.resample import floats_to_floats, planes_to_bytes
+from data_pipeline.resample import resample_planes
 
 _TRIES = 10
 """How many crops torchvision draws before it takes the largest central one."""
 
 
+@dataclass(frozen=True)
 class _Resampled(Cropping):
     """What all crops do with images that lie in memory."""
 
     height: int
     width: int
+
+    def __post_init__(self) -> None:
+        """Refuses sizes below 1."""
+        for argument in ("height", "width"):
+            require(self, argument, getattr(self, argument) >= 1, "be 1 or more")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -33,28 +39,13 @@ class _Resampled(Cropping):
         count, channels, height, width = rows.shape
         boxes = self.boxes(np.full(count, height), np.full(count, width), draw)
         out = np.empty((count, channels, *self.size), rows.dtype)
-        kernel = planes_to_bytes if rows.dtype == np.uint8 else floats_to_floats
-        images = np.ascontiguousarray(rows)
-        for image, box, cropped in zip(images, boxes.tolist(), out, strict=True):
-            top, left, tall, wide = box
-            kernel(image, top, left, tall, wide, False, cropped)
+        resample_planes(rows, boxes, out)
         return out
-
-    def _check_size(self) -> None:
-        for argument in ("height", "width"):
-            require(self, argument, getattr(self, argument) >= 1, "be 1 or more")
 
 
 @dataclass(frozen=True)
 class Resize(_Resampled):
     """The whole image at another size; its sides are stretched apart where the ratio differs."""
-
-    height: int
-    width: int
-
-    def __post_init__(self) -> None:
-        """Refuses sizes below 1."""
-        self._check_size()
 
     def boxes(
         self,
@@ -75,13 +66,11 @@ class CenterCrop(_Resampled):
     side is resized to 256 and the central 224 pixels are kept, which is 0.875 of them.
     """
 
-    height: int
-    width: int
     of: float = 0.875
 
     def __post_init__(self) -> None:
         """Refuses sizes below 1, and a part that is none."""
-        self._check_size()
+        super().__post_init__()
         require(self, "of", 0 < self.of <= 1, "lie in (0, 1]")
 
     def boxes(
@@ -107,14 +96,12 @@ class RandomResizedCrop(_Resampled):
     tried, and where none fits the largest central window of an allowed shape is taken.
     """
 
-    height: int
-    width: int
     area: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def __post_init__(self) -> None:
         """Refuses sizes below 1, an area that is no part, and a ratio not above 0."""
-        self._check_size()
+        super().__post_init__()
         area, ratio = self.area, self.ratio
         rule = "be two numbers, the first not above the second, "
         require(

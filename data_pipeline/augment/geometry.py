@@ -102,8 +102,8 @@ class _OneOfGeometry(InputTransform):
 
 
 @dataclass(frozen=True)
-class Rotation(_OneOfGeometry):
-    """Rotates each image by an angle in [-degrees, degrees]: Keras' `rotation_range`."""
+class _ByAngle(_OneOfGeometry):
+    """By an angle in [-degrees, degrees]."""
 
     degrees: float
     fill_mode: str = "nearest"
@@ -113,6 +113,11 @@ class Rotation(_OneOfGeometry):
         """Refuses a negative angle and an unknown fill mode."""
         require_at_least(self, "degrees", 0)
         check_fill_mode(self)
+
+
+@dataclass(frozen=True)
+class Rotation(_ByAngle):
+    """Rotates each image by an angle in [-degrees, degrees]: Keras' `rotation_range`."""
 
     def geometry(self) -> Geometry:
         """The same as a `Geometry`."""
@@ -148,17 +153,8 @@ class Translate(_OneOfGeometry):
 
 
 @dataclass(frozen=True)
-class Shear(_OneOfGeometry):
+class Shear(_ByAngle):
     """Shears each image by an angle in [-degrees, degrees]: Keras' `shear_range`."""
-
-    degrees: float
-    fill_mode: str = "nearest"
-    fill: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuses a negative angle and an unknown fill mode."""
-        require_at_least(self, "degrees", 0)
-        check_fill_mode(self)
 
     def geometry(self) -> Geometry:
         """The same as a `Geometry`."""

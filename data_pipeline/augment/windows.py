@@ -1,7 +1,7 @@
 """Moves by whole pixels and mirroring: what a copy can do, without any interpolation."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,40 +52,38 @@ class Shift(InputTransform):
 
 
 @dataclass(frozen=True)
-class Flip(InputTransform):
+class _Mirror(InputTransform):
+    """Mirrors each image along an axis with the given probability."""
+
+    probability: float = 0.5
+    axis: ClassVar[int]
+
+    def __post_init__(self) -> None:
+        """Refuses what is no probability."""
+        require_probability(self, "probability")
+
+    def changed(self, rows: NDArray[Any], draw: Draw) -> NDArray[Any]:
+        """Images `(B, C, H, W)`, of any dtype."""
+        check_images(type(self).__name__, rows)
+        chosen = draw.happens(self.probability)
+        return np.where(chosen[:, None, None, None], np.flip(rows, self.axis), rows)
+
+
+@dataclass(frozen=True)
+class Flip(_Mirror):
     """Mirrors each image left to right with the given probability.
 
     Follows Keras' `horizontal_flip`, whose probability is one half.
     """
 
-    probability: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Refuses what is no probability."""
-        require_probability(self, "probability")
-
-    def changed(self, rows: NDArray[Any], draw: Draw) -> NDArray[Any]:
-        """Images `(B, C, H, W)`, of any dtype."""
-        check_images("Flip", rows)
-        chosen = draw.happens(self.probability)
-        return np.where(chosen[:, None, None, None], rows[..., ::-1], rows)
+    axis: ClassVar[int] = 3
 
 
 @dataclass(frozen=True)
-class VerticalFlip(InputTransform):
+class VerticalFlip(_Mirror):
     """Turns each image upside down, as a mirror does, with the given probability.
 
     Follows Keras' `vertical_flip`, whose probability is one half.
     """
 
-    probability: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Refuses what is no probability."""
-        require_probability(self, "probability")
-
-    def changed(self, rows: NDArray[Any], draw: Draw) -> NDArray[Any]:
-        """Images `(B, C, H, W)`, of any dtype."""
-        check_images("VerticalFlip", rows)
-        chosen = draw.happens(self.probability)
-        return np.where(chosen[:, None, None, None], rows[:, :, ::-1], rows)
+    axis: ClassVar[int] = 2

@@ -36,11 +36,9 @@ from data_pipeline.manifest import (
     read_manifest,
     write_manifest,
 )
+from data_pipeline.shards import SHARD_BYTES
 from data_pipeline.sources.source import Source
 from data_pipeline.statistics import Moments
-
-SHARD_BYTES = 64 * 2**20
-"""A shard holds about this much unless the rows of a shard are given."""
 
 _NAMED = 5
 """So many rows at fault, or duplicates, are named."""

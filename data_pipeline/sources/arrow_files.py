@@ -9,10 +9,16 @@ from typing import Any
 import pyarrow as pa
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.checks import BLOCK_BYTES, PIECE_BYTES, runs
+from data_pipeline.sources.checks import PIECE_BYTES, runs
 from data_pipeline.sources.source import Block, Piece, Reading
-from data_pipeline.sources.table_files import Numbered, check_alike, matches_suffix, table_files
-from data_pipeline.sources.tables import Layout, layout_of
+from data_pipeline.sources.table_files import (
+    Numbered,
+    check_alike,
+    matches_suffix,
+    table_files,
+    whole_batches,
+)
+from data_pipeline.sources.tables import Tables, layout_of
 
 SUFFIXES = (".arrow", ".feather", ".ipc", ".arrows")
 
@@ -34,12 +40,12 @@ def open_source(path: Path, reading: Reading) -> "ArrowFiles":
     pieces: list[Piece] = []
     first_rows: list[int] = []
     schema: pa.Schema | None = None
-    for file, part in files:
+    for file, part, shown in files:
         with _opened(file) as reader:
+            found = reader.schema
             if schema is None:
-                schema = reader.schema
-            check_alike(files[0][0], schema, file, reader.schema)
-            shown = file.name if len(files) == 1 else str(file)
+                schema = found
+            check_alike(files[0].path, schema, file, found)
             if isinstance(reader, pa.ipc.RecordBatchFileReader):
                 count = reader.num_record_batches
                 sizes = [reader.get_batch(number).num_rows for number in range(count)]
@@ -51,21 +57,15 @@ def open_source(path: Path, reading: Reading) -> "ArrowFiles":
                 pieces.append(Piece(shown, (file,), part))
                 first_rows.append(0)
     assert schema is not None
-    return ArrowFiles(tuple(pieces), tuple(first_rows), layout_of(path, schema, reading))
+    layout = layout_of(path, schema, reading)
+    return ArrowFiles(tuple(pieces), layout, tuple(first_rows))
 
 
 @dataclass(frozen=True)
-class ArrowFiles:
+class ArrowFiles(Tables):
     """Pieces are runs of record batches, or whole streams."""
 
-    pieces: tuple[Piece, ...]
     first_rows: tuple[int, ...]
-    layout: Layout
-
-    @property
-    def columns(self) -> tuple[Any, ...]:
-        """The columns of the data set."""
-        return self.layout.columns
 
     def read(self, piece: Piece) -> Iterator[Block]:
         """The rows of a piece, counted from 0 in their file.
@@ -76,20 +76,10 @@ class ArrowFiles:
         file = piece.files[0]
         row = self.first_rows[self.pieces.index(piece)]
         with _opened(file) as reader:
-            batches = _batches(reader, piece)
-            while True:
-                try:
-                    batch = next(batches, None)
-                    if batch is None:
-                        return
-                    # Lengths and offsets out of a damaged header would end the process.
-                    batch.validate(full=True)
-                except (pa.ArrowException, OSError, ValueError) as error:
-                    raise DataError(f"{piece.name} of {file} cannot be read: {error}") from error
+            for batch in whole_batches(_batches(reader, piece), piece):
                 table = pa.Table.from_batches([batch.select(self.layout.names)])
-                for start, stop in runs(len(table), table.nbytes / max(len(table), 1), BLOCK_BYTES):
-                    origins = Numbered(f"{file.name} row", row + start, stop - start)
-                    yield self.layout.block(table.slice(start, stop - start), origins)
+                origins = Numbered(f"{file.name} row", range(row, row + len(table)))
+                yield from self.blocks(table, origins)
                 row += len(table)
 
 

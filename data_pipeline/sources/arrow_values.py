@@ -16,12 +16,12 @@ class Unfit(ValueError):  # noqa: N818 - it is worded by whom it reaches
     """The values are not what their column says."""
 
 
-def number_values(array: pa.Array, column: Column) -> NDArray[Any]:
+def number_values(array: pa.Array, dtype: str) -> NDArray[Any]:
     """`(N,)`; nulls become NaN."""
     if pa.types.is_boolean(array.type):
         array = pc.cast(array, pa.uint8())
     values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
-    return values.astype(column.dtype, copy=False)
+    return values.astype(dtype, copy=False)
 
 
 def text_values(array: pa.Array) -> Ragged:
@@ -30,7 +30,10 @@ def text_values(array: pa.Array) -> Ragged:
     offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset :][: len(array) + 1]
     data = array.buffers()[2]
     content = np.empty(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
-    return _from_start(offsets, content)
+    if not len(offsets):
+        return Ragged(np.zeros(1, np.int64), content[:0])
+    start, stop = int(offsets[0]), int(offsets[-1])
+    return Ragged(offsets - start, content[start:stop])
 
 
 def tensor_values(array: pa.Array, column: Column) -> NDArray[Any]:
@@ -54,10 +57,7 @@ def sequence_values(array: pa.Array, column: Column) -> Ragged:
         Unfit: an element is missing.
     """
     lengths = pc.list_value_length(array).to_numpy(zero_copy_only=False).astype(np.int64)
-    items = array.flatten()
-    if items.null_count:
-        raise Unfit("an element within a list is missing")
-    values = _flat(items, column.dtype) if column.shape else _numbers(items, column.dtype)
+    values = _flat(array.flatten(), column.dtype)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     if len(values) != int(offsets[-1]) * math.prod(column.shape):
         raise Unfit("an element within a list is missing")
@@ -73,20 +73,6 @@ def _flat(array: pa.Array, dtype: str) -> NDArray[Any]:
             raise Unfit("an element within a list is missing")
         storage = array.storage if isinstance(array.type, pa.FixedShapeTensorType) else array
         array = storage.flatten()
-    return _numbers(array, dtype)
-
-
-def _numbers(array: pa.Array, dtype: str) -> NDArray[Any]:
     if array.null_count:
         raise Unfit("an element within a list is missing")
-    if pa.types.is_boolean(array.type):
-        array = pc.cast(array, pa.uint8())
-    values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
-    return values.astype(dtype, copy=False)
-
-
-def _from_start(offsets: NDArray[np.int64], values: NDArray[Any]) -> Ragged:
-    start, stop = (int(offsets[0]), int(offsets[-1])) if len(offsets) else (0, 0)
-    if not len(offsets):
-        return Ragged(np.zeros(1, np.int64), values[:0])
-    return Ragged(offsets - start, values[start:stop])
+    return number_values(array, dtype)

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.csv
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.checks import BLOCK_BYTES, PIECE_BYTES, runs
-from data_pipeline.sources.lines import Span, behind_first_line, delimiter_of, spans
+from data_pipeline.sources.checks import PIECE_BYTES
+from data_pipeline.sources.lines import Span, behind_first_line, content_of, delimiter_of
 from data_pipeline.sources.source import Block, Piece, Reading
-from data_pipeline.sources.table_files import Numbered, matches_suffix, table_files
-from data_pipeline.sources.tables import Layout, cast_type, layout_of
+from data_pipeline.sources.table_files import Numbered, matches_suffix, pieces_of_lines, table_files
+from data_pipeline.sources.tables import Layout, Tables, cast_type, layout_of
 
 SUFFIXES = (".csv", ".tsv", ".tab")
 
@@ -40,42 +40,29 @@ def open_source(path: Path, reading: Reading) -> "CsvFiles":
     """
     files = table_files(path, SUFFIXES)
     names: list[str] | None = None
-    pieces: list[Piece] = []
-    found: list[Span] = []
-    for file, part in files:
-        own = _names(file)
+    found: list[tuple[Piece, Span]] = []
+    for file in files:
+        own = _names(file.path)
         if names is not None and own != names:
             raise DataError(
-                f"{file} has the columns {own}, but {files[0][0]} has {names}: files of one "
-                "folder need the same columns"
+                f"{file.path} has the columns {own}, but {files[0].path} has {names}: files of "
+                "one folder need the same columns"
             )
         names = own
-        for span in spans(file, PIECE_BYTES, quoted=True):
-            last = span.first_line + span.num_lines - 1
-            name = f"{file.name} lines {span.first_line} to {last}"
-            if len(files) > 1:
-                name = f"{file} lines {span.first_line} to {last}"
-            pieces.append(Piece(name, (file,), part, span.start, span.stop))
-            found.append(span)
+        found.extend(pieces_of_lines(file, PIECE_BYTES, quoted=True))
     assert names is not None
-    types, layout = _inferred(pieces[0], found[0], names, reading)
-    return CsvFiles(tuple(pieces), tuple(found), tuple(names), types, layout)
+    types, layout = _inferred(*found[0], names, reading)
+    pieces, spans = zip(*found, strict=True)
+    return CsvFiles(pieces, layout, spans, tuple(names), types)
 
 
 @dataclass(frozen=True)
-class CsvFiles:
+class CsvFiles(Tables):
     """Pieces end at line ends; the first one of a file holds the line of names as well."""
 
-    pieces: tuple[Piece, ...]
     spans: tuple[Span, ...]
     names: tuple[str, ...]
     types: dict[str, pa.DataType]
-    layout: Layout
-
-    @property
-    def columns(self) -> tuple[Any, ...]:
-        """The columns of the data set."""
-        return self.layout.columns
 
     def read(self, piece: Piece) -> Iterator[Block]:
         """The rows of a piece.
@@ -87,13 +74,7 @@ class CsvFiles:
         table, bad = lines.table(self.names, self.types, self.layout.names)
         origins = lines.origins(len(table), bad)
         messages = tuple(lines.message(row) for row in bad)
-        row_bytes = table.nbytes / max(len(table), 1)
-        for start, stop in runs(len(table), row_bytes, BLOCK_BYTES):
-            yield self.layout.block(
-                table.slice(start, stop - start),
-                origins[start:stop],
-                messages if start == 0 else (),
-            )
+        yield from self.blocks(table, origins, messages)
         if not len(table):
             yield Block({name: [] for name in self.layout.names}, (), messages)
 
@@ -103,14 +84,8 @@ class _Lines:
 
     def __init__(self, piece: Piece, span: Span) -> None:
         self.file, self._span = piece.files[0], span
-        try:
-            with self.file.open("rb") as handle:
-                handle.seek(span.start)
-                content = handle.read(span.stop - span.start)
-        except OSError as error:
-            raise DataError(f"{self.file} cannot be read: {error.strerror or error}") from error
         self._is_head = span.start == 0
-        self.content = content.removeprefix(b"\xef\xbb\xbf") if self._is_head else content
+        self.content = content_of(self.file, span.start, span.stop)
 
     def table(
         self,
@@ -157,7 +132,7 @@ class _Lines:
         skipped = {int(row.number) for row in bad}
         first = self._span.first_line + self._is_head
         if not skipped and rows == self._span.num_lines - self._is_head:
-            return Numbered(f"{self.file.name} line", first, rows)
+            return Numbered(f"{self.file.name} line", range(first, first + rows))
         lines = self._record_lines()
         kept = [line for row, line in enumerate(lines, start=1) if row not in skipped]
         return [f"{self.file.name} line {line}" for line in kept]
@@ -231,11 +206,7 @@ def _inferred(
 
 
 def _names(file: Path) -> list[str]:
-    try:
-        with file.open("rb") as handle:
-            head = handle.read(PIECE_BYTES).removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
+    head = content_of(file, 0, PIECE_BYTES)
     if not head.strip():
         raise DataError(f"{file} is empty: a first line of names and one row at least are needed")
     first = head[: len(head) - len(behind_first_line(head, delimiter_of(file)))]

@@ -9,17 +9,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.json
 
 from data_pipeline.errors import DataError
-from data_pipeline.sources.checks import BLOCK_BYTES, PIECE_BYTES, runs
-from data_pipeline.sources.lines import Span, spans
+from data_pipeline.sources.checks import PIECE_BYTES
+from data_pipeline.sources.lines import Span, content_of
 from data_pipeline.sources.source import Block, Piece, Reading
-from data_pipeline.sources.table_files import matches_suffix, table_files
-from data_pipeline.sources.tables import Layout, cast_type, layout_of
+from data_pipeline.sources.table_files import matches_suffix, pieces_of_lines, table_files
+from data_pipeline.sources.tables import Tables, cast_type, layout_of
 
 SUFFIXES = (".jsonl", ".ndjson")
 
@@ -37,17 +36,10 @@ def open_source(path: Path, reading: Reading) -> "JsonLines":
     Raises:
         DataError: there is nothing to read, or a column cannot be kept.
     """
-    files = table_files(path, SUFFIXES)
-    pieces: list[Piece] = []
-    found: list[Span] = []
-    for file, part in files:
-        for span in spans(file, PIECE_BYTES, quoted=False):
-            last = span.first_line + span.num_lines - 1
-            shown = file.name if len(files) == 1 else str(file)
-            name = f"{shown} lines {span.first_line} to {last}"
-            pieces.append(Piece(name, (file,), part, span.start, span.stop))
-            found.append(span)
-    if not pieces:
+    found: list[tuple[Piece, Span]] = []
+    for file in table_files(path, SUFFIXES):
+        found.extend(pieces_of_lines(file, PIECE_BYTES, quoted=False))
+    if not found:
         raise DataError(f"{path} is empty: an object a line is needed")
     given = [
         (name, kind)
@@ -56,27 +48,21 @@ def open_source(path: Path, reading: Reading) -> "JsonLines":
     ]
     if reading.split_by is not None:
         given.append((reading.split_by, pa.large_string()))
-    lines, _, _ = _good_lines(pieces[0], found[0])
+    pieces, spans = zip(*found, strict=True)
+    lines, _, _ = _good_lines(*found[0])
     if not lines:
         raise DataError(f"{pieces[0].name} holds no object")
     table = _parsed(pieces[0], lines, pa.schema(given), "infer")
     layout = layout_of(path, table.schema, reading)
-    return JsonLines(tuple(pieces), tuple(found), table.schema, layout)
+    return JsonLines(pieces, layout, spans, table.schema)
 
 
 @dataclass(frozen=True)
-class JsonLines:
+class JsonLines(Tables):
     """Pieces end at line ends."""
 
-    pieces: tuple[Piece, ...]
     spans: tuple[Span, ...]
     schema: pa.Schema
-    layout: Layout
-
-    @property
-    def columns(self) -> tuple[Any, ...]:
-        """The columns of the data set."""
-        return self.layout.columns
 
     def read(self, piece: Piece) -> Iterator[Block]:
         """The rows of a piece.
@@ -90,24 +76,13 @@ class JsonLines:
             return
         table = _parsed(piece, lines, self.schema, "error").select(self.layout.names)
         origins = [f"{piece.files[0].name} line {number}" for number in numbers]
-        row_bytes = table.nbytes / max(len(table), 1)
-        for start, stop in runs(len(table), row_bytes, BLOCK_BYTES):
-            yield self.layout.block(
-                table.slice(start, stop - start), origins[start:stop], bad if start == 0 else ()
-            )
+        yield from self.blocks(table, origins, bad)
 
 
 def _good_lines(piece: Piece, span: Span) -> tuple[list[bytes], list[int], list[str]]:
     """The lines that are objects, their numbers, and what is wrong with the others."""
     file = piece.files[0]
-    try:
-        with file.open("rb") as handle:
-            handle.seek(span.start)
-            content = handle.read(span.stop - span.start)
-    except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
-    if span.start == 0:
-        content = content.removeprefix(b"\xef\xbb\xbf")
+    content = content_of(file, span.start, span.stop)
     lines: list[bytes] = []
     numbers: list[int] = []
     bad: list[str] = []

@@ -64,6 +64,21 @@ def spans(file: Path, size_bytes: int, *, quoted: bool) -> Iterator[Span]:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
+def content_of(file: Path, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a file, without the mark that may stand at its start.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with file.open("rb") as handle:
+            handle.seek(start)
+            content = handle.read(stop - start)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
+    return content if start else content.removeprefix(_MARK)
+
+
 def behind_first_line(content: bytes, delimiter: str) -> bytes:
     """What stands behind a file's first line, whose values may hold line ends within quotes."""
     within = _Quotes(delimiter).line_ends_within(content, b"\n")

@@ -11,8 +11,14 @@ import pyarrow.parquet as pq
 from data_pipeline.errors import DataError
 from data_pipeline.sources.checks import BLOCK_BYTES, PIECE_BYTES
 from data_pipeline.sources.source import Block, Piece, Reading
-from data_pipeline.sources.table_files import Numbered, check_alike, matches_suffix, table_files
-from data_pipeline.sources.tables import Layout, layout_of
+from data_pipeline.sources.table_files import (
+    Numbered,
+    check_alike,
+    matches_suffix,
+    table_files,
+    whole_batches,
+)
+from data_pipeline.sources.tables import Tables, layout_of
 
 SUFFIXES = (".parquet", ".pq")
 
@@ -34,32 +40,26 @@ def open_source(path: Path, reading: Reading) -> "ParquetFiles":
     pieces: list[Piece] = []
     first_rows: list[int] = []
     schema: pa.Schema | None = None
-    for file, part in files:
+    for file, part, shown in files:
         with _opened(file) as reader:
             found = reader.schema_arrow
             if schema is None:
                 schema = found
-            check_alike(files[0][0], schema, file, found)
+            check_alike(files[0].path, schema, file, found)
             for start, stop, row in _groups(reader.metadata):
-                name = f"{file.name if len(files) == 1 else file} row groups {start} to {stop - 1}"
+                name = f"{shown} row groups {start} to {stop - 1}"
                 pieces.append(Piece(name, (file,), part, start, stop))
                 first_rows.append(row)
     assert schema is not None
-    return ParquetFiles(tuple(pieces), tuple(first_rows), layout_of(path, schema, reading))
+    layout = layout_of(path, schema, reading)
+    return ParquetFiles(tuple(pieces), layout, tuple(first_rows))
 
 
 @dataclass(frozen=True)
-class ParquetFiles:
+class ParquetFiles(Tables):
     """Pieces are runs of row groups."""
 
-    pieces: tuple[Piece, ...]
     first_rows: tuple[int, ...]
-    layout: Layout
-
-    @property
-    def columns(self) -> tuple[Any, ...]:
-        """The columns of the data set."""
-        return self.layout.columns
 
     def read(self, piece: Piece) -> Iterator[Block]:
         """The rows of a piece, counted from 0 in their file.
@@ -77,15 +77,8 @@ class ParquetFiles:
             batches = reader.iter_batches(
                 batch_size, row_groups=list(groups), columns=self.layout.names, use_threads=False
             )
-            while True:
-                try:
-                    batch = next(batches, None)
-                    if batch is None:
-                        return
-                    batch.validate(full=True)
-                except (pa.ArrowException, OSError, ValueError) as error:
-                    raise DataError(f"{piece.name} of {file} cannot be read: {error}") from error
-                origins = Numbered(f"{file.name} row", row, len(batch))
+            for batch in whole_batches(batches, piece):
+                origins = Numbered(f"{file.name} row", range(row, row + len(batch)))
                 yield self.layout.block(pa.Table.from_batches([batch]), origins)
                 row += len(batch)
 

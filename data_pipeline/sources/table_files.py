@@ -1,22 +1,24 @@
-"""The files of a table source: one, or all of a folder, and the parts that their names tell of."""
+"""What table sources share: their files, the pieces and batches of these, the origins of rows."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 import pyarrow as pa
 
 from data_pipeline.errors import DataError
 from data_pipeline.sources.checks import PARTS, entries
+from data_pipeline.sources.lines import Span, spans
+from data_pipeline.sources.source import Piece
 
 
 class Numbered(Sequence[str]):
     """The origins of consecutive rows, such as `data.csv line 7`, made when they are asked for."""
 
-    def __init__(self, text: str, first: int, count: int) -> None:
-        """`text` and a number from `first` on, `count` times."""
-        self._text, self._numbers = text, range(first, first + count)
+    def __init__(self, text: str, numbers: range) -> None:
+        """`text` with each of the numbers."""
+        self._text, self._numbers = text, numbers
 
     def __len__(self) -> int:
         """How many there are."""
@@ -29,7 +31,7 @@ class Numbered(Sequence[str]):
     def __getitem__(self, place: int | slice) -> str | Sequence[str]:
         """One of them, or some."""
         if isinstance(place, slice):
-            return [f"{self._text} {number}" for number in self._numbers[place]]
+            return Numbered(self._text, self._numbers[place])
         return f"{self._text} {self._numbers[place]}"
 
 
@@ -40,8 +42,16 @@ def matches_suffix(path: Path, suffixes: Sequence[str]) -> bool:
     return path.suffix.lower() in suffixes
 
 
-def table_files(path: Path, suffixes: Sequence[str]) -> list[tuple[Path, str | None]]:
-    """The file, or the files of a folder by name, each with its part.
+class TableFile(NamedTuple):
+    """A file, the part that its rows belong to, and what it is called in messages."""
+
+    path: Path
+    part: str | None
+    shown: str
+
+
+def table_files(path: Path, suffixes: Sequence[str]) -> list[TableFile]:
+    """The file, or the files of a folder by name.
 
     A folder whose files are all called by parts (`train-00000.parquet`, `test.csv`) has these.
 
@@ -49,7 +59,7 @@ def table_files(path: Path, suffixes: Sequence[str]) -> list[tuple[Path, str | N
         DataError: there is none, or the folder's folders stand for columns.
     """
     if not path.is_dir():
-        return [(path, None)]
+        return [TableFile(path, None, path.name)]
     folders, files = entries(path, path)
     for folder in folders:
         if "=" in folder.name:
@@ -64,7 +74,10 @@ def table_files(path: Path, suffixes: Sequence[str]) -> list[tuple[Path, str | N
         raise DataError(f"{path} holds no file of {', '.join(suffixes)}")
     words = [re.split(r"[-_.]", file.stem.lower())[0] for file in chosen]
     own = all(word in PARTS for word in words)
-    return [(file, PARTS[word] if own else None) for file, word in zip(chosen, words, strict=True)]
+    return [
+        TableFile(file, PARTS[word] if own else None, file.name if len(chosen) == 1 else str(file))
+        for file, word in zip(chosen, words, strict=True)
+    ]
 
 
 def check_alike(first: Path, wanted: pa.Schema, other: Path, found: pa.Schema) -> None:
@@ -80,6 +93,33 @@ def check_alike(first: Path, wanted: pa.Schema, other: Path, found: pa.Schema) -
             f"{other} holds {_said(found)}, but {first} holds {_said(wanted)}: "
             "files of one folder need the same columns; convert them apart, or name one file"
         )
+
+
+def pieces_of_lines(
+    file: TableFile, size_bytes: int, *, quoted: bool
+) -> Iterator[tuple[Piece, Span]]:
+    """The pieces of a file that end at line ends, of about that size; see `lines.spans`.
+
+    Raises:
+        DataError: the file cannot be read, or its lines are not to be told apart.
+    """
+    for span in spans(file.path, size_bytes, quoted=quoted):
+        name = f"{file.shown} lines {span.first_line} to {span.first_line + span.num_lines - 1}"
+        yield Piece(name, (file.path,), file.part, span.start, span.stop), span
+
+
+def whole_batches(batches: Iterator[pa.RecordBatch], piece: Piece) -> Iterator[pa.RecordBatch]:
+    """A piece's batches, each looked through: what damage may say of lengths ends the process.
+
+    Raises:
+        DataError: a batch cannot be read, or is not whole.
+    """
+    try:
+        for batch in batches:
+            batch.validate(full=True)
+            yield batch
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{piece.name} of {piece.files[0]} cannot be read: {error}") from error
 
 
 def _said(schema: pa.Schema) -> str:

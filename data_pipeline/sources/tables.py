@@ -12,7 +12,7 @@
 Everything else is refused by its name, with the types that it can be read as.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,15 +31,17 @@ from data_pipeline.sources.arrow_values import (
     text_values,
 )
 from data_pipeline.sources.checks import (
+    BLOCK_BYTES,
     TYPES,
     check_named,
     is_label,
+    runs,
     stack_columns,
     stack_rows,
     stacks,
 )
 from data_pipeline.sources.pictures import picture_column, read_pictures
-from data_pipeline.sources.source import Block, Reading
+from data_pipeline.sources.source import Block, Piece, Reading
 
 TABLE_TYPES = (*TYPES, "bool", "text", "image", "grey")
 """What a table's column can be read as; `grey` pictures have one channel."""
@@ -140,13 +142,39 @@ class Layout:
                 return tensor_values(array, column)
             if column.kind == "sequence":
                 return sequence_values(array, column)
-            return number_values(array, column)
+            return number_values(array, column.dtype)
         except (pa.ArrowException, Unfit) as error:
             raise DataError(
                 f"column {entry.name!r} does not fit its type {column.kind} of {column.dtype} "
                 f"somewhere from {origins[0]} to {origins[-1]}: {error}; give another with "
                 f"--type {entry.name}=TYPE"
             ) from error
+
+
+@dataclass(frozen=True)
+class Tables:
+    """A source of tables."""
+
+    pieces: tuple[Piece, ...]
+    layout: Layout
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of the data set."""
+        return self.layout.columns
+
+    def blocks(
+        self, table: pa.Table, origins: Sequence[str], bad: Sequence[str] = ()
+    ) -> Iterator[Block]:
+        """The rows of a table in blocks of the usual size; the first tells of all that is bad.
+
+        Raises:
+            DataError: a value is missing, or is not of the type it is read as.
+        """
+        row_bytes = table.nbytes / max(len(table), 1)
+        for start, stop in runs(len(table), row_bytes, BLOCK_BYTES):
+            rows = table.slice(start, stop - start)
+            yield self.layout.block(rows, origins[start:stop], () if start else bad)
 
 
 def layout_of(where: Path, schema: pa.Schema, reading: Reading) -> Layout:

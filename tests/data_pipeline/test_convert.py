@@ -1,6 +1,5 @@
 """The conversion itself, with a source that lives in memory: parts, duplicates, taking up again."""
 
-import hashlib
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -16,6 +15,8 @@ from data_pipeline.conversion import passes
 from data_pipeline.conversion.workplace import Workplace
 from data_pipeline.manifest import Column
 from data_pipeline.sources.source import Block, Piece, Reading
+from tests.folders import hashes, names
+from tests.read_back import column_of
 
 X = Column(name="x", kind="number", dtype="int64")
 TEXT = Column(name="text", kind="text", dtype="uint8")
@@ -67,37 +68,14 @@ class Numbers:
             )
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def column(folder: Path, name: str, part: str = "train") -> list[Any]:
-    dataset = Dataset(folder, part)
-    described = dataset.column(name)
-    rows = np.arange(len(dataset))
-    if described.kind == "text":
-        return [value.tobytes().decode() for value in dataset.encoded(name, rows)]
-    out = np.zeros((len(dataset), *described.shape), described.dtype)
-    dataset.gather(name, rows, out)
-    return list(out.tolist())
-
-
 def test_rows_are_read_back_in_source_order_with_classes_sorted_as_numbers(tmp_path: Path) -> None:
     source = Numbers(47, names=("10", "9", "-1"))
     report = convert(source, tmp_path / "d", rows_per_shard=20)
     assert report.rows == {"train": 47}
     assert report.classes == {"label": ("-1", "9", "10")}
-    assert column(tmp_path / "d", "x") == list(range(47))
-    assert column(tmp_path / "d", "text") == [f"tëxt {row}" for row in range(47)]
-    assert column(tmp_path / "d", "label") == [[2, 1, 0][row % 3] for row in range(47)]
+    assert column_of(tmp_path / "d", "x") == list(range(47))
+    assert column_of(tmp_path / "d", "text") == [f"tëxt {row}" for row in range(47)]
+    assert column_of(tmp_path / "d", "label") == [[2, 1, 0][row % 3] for row in range(47)]
     assert [shard.rows for shard in Dataset(tmp_path / "d").shards] == [20, 20, 7]
     assert Dataset(tmp_path / "d").column("text").max_length == 8
     statistics = Dataset(tmp_path / "d").statistics
@@ -122,7 +100,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> N
 
 def test_a_stratified_split_goes_by_the_label(tmp_path: Path) -> None:
     convert(Numbers(90), tmp_path / "d", split={"test": 0.2}, stratify=True)
-    assert np.bincount(column(tmp_path / "d", "label", "test")).tolist() == [6, 6, 6]
+    assert np.bincount(column_of(tmp_path / "d", "label", "test")).tolist() == [6, 6, 6]
     with pytest.raises(DataError, match="needs a column of labels, and there is none among"):
         convert(Numbers(90, columns=(X, TEXT)), tmp_path / "e", split={"test": 0.2}, stratify=True)
 
@@ -130,7 +108,7 @@ def test_a_stratified_split_goes_by_the_label(tmp_path: Path) -> None:
 def test_the_source_s_own_parts_are_kept_and_shares_are_taken_of_train(tmp_path: Path) -> None:
     source = Numbers(60, parts=("train", "test"))
     assert convert(source, tmp_path / "own").rows == {"train": 30, "test": 30}
-    assert column(tmp_path / "own", "x", "test") == [row for row in range(60) if row // 10 % 2]
+    assert column_of(tmp_path / "own", "x", "test") == [row for row in range(60) if row // 10 % 2]
     report = convert(source, tmp_path / "more", split={"validation": 0.3})
     assert report.rows["test"] == 30
     assert report.rows["train"] + report.rows["validation"] == 30
@@ -142,7 +120,7 @@ def test_a_column_can_say_the_parts_and_is_left_out(tmp_path: Path) -> None:
     report = convert(Numbers(30), tmp_path / "d", split_by="label")
     assert report.rows == {"b": 10, "10": 10, "9": 10}
     assert list(Dataset(tmp_path / "d", "b").columns) == ["x", "text"]
-    assert column(tmp_path / "d", "x", "10") == list(range(1, 30, 3))
+    assert column_of(tmp_path / "d", "x", "10") == list(range(1, 30, 3))
 
 
 def test_duplicates_within_and_across_parts_are_counted_and_named(tmp_path: Path) -> None:
@@ -166,7 +144,7 @@ def test_rows_that_cannot_be_read_are_left_out_up_to_a_number(tmp_path: Path) ->
     )
     report = convert(source, tmp_path / "d", skip_bad=3)
     assert report.skipped == ["row 3 is bad", "row 17 is bad", "row 38 is bad"]
-    assert column(tmp_path / "d", "x") == [row for row in range(40) if row not in source.bad]
+    assert column_of(tmp_path / "d", "x") == [row for row in range(40) if row not in source.bad]
     assert names(tmp_path) == ["d"]
 
 
@@ -265,7 +243,7 @@ def test_work_under_other_options_is_thrown_away_and_that_is_said(tmp_path: Path
         f"{tmp_path}/.d.partial holds work on another source, or under other options or "
         "versions: it is started anew"
     ]
-    assert column(tmp_path / "d", "x") == list(range(41))
+    assert column_of(tmp_path / "d", "x") == list(range(41))
 
 
 def test_what_was_broken_off_behind_the_last_step_is_told_to_be_finished(
@@ -304,7 +282,7 @@ def test_a_link_to_an_empty_folder_is_followed(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     convert(Numbers(5), tmp_path / "link")
-    assert column(tmp_path / "real", "x") == list(range(5))
+    assert column_of(tmp_path / "real", "x") == list(range(5))
     assert (tmp_path / "link").is_symlink()
     assert names(tmp_path) == ["link", "real"]
 

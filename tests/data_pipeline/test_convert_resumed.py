@@ -1,6 +1,5 @@
 """Conversions that were killed, or meet another one: nothing is lost, and nothing is left over."""
 
-import hashlib
 import json
 import multiprocessing
 import operator
@@ -22,6 +21,7 @@ from data_pipeline.conversion import passes, plan, pool, sharding
 from data_pipeline.conversion.workplace import Workplace
 from data_pipeline.verify import verify_folder
 from tests.conftest import clean_environment
+from tests.folders import hashes, names
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,18 +55,6 @@ convert(sys.argv[1], sys.argv[2], rows_per_shard=10)
 def numbers(path: Path, count: int = 50) -> Path:
     np.savez(path, x=np.arange(count * 2, dtype=np.float32).reshape(count, 2))
     return path
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def stop_at(what: str, number: int) -> Any:

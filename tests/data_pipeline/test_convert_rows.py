@@ -9,24 +9,11 @@ import pytest
 
 from data_pipeline import DataError, Dataset, write
 from data_pipeline.manifest import Column
+from tests.folders import names
+from tests.read_back import column_of
 
 X = Column(name="x", kind="number", dtype="int64")
 TEXT = Column(name="text", kind="text", dtype="uint8")
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def column(folder: Path, name: str, part: str = "train") -> list[Any]:
-    dataset = Dataset(folder, part)
-    described = dataset.column(name)
-    rows = np.arange(len(dataset))
-    if described.kind == "text":
-        return [value.tobytes().decode() for value in dataset.encoded(name, rows)]
-    out = np.zeros((len(dataset), *described.shape), described.dtype)
-    dataset.gather(name, rows, out)
-    return list(out.tolist())
 
 
 def test_a_type_that_widens_when_rows_are_added_moves_none(tmp_path: Path) -> None:
@@ -34,7 +21,7 @@ def test_a_type_that_widens_when_rows_are_added_moves_none(tmp_path: Path) -> No
     wide = [{"x": float(row), "t": "a"} for row in range(200)] + [{"x": 0.5, "t": "a"}]
     for name, rows in (("int", whole), ("float", wide)):
         write(tmp_path / name, rows, split={"test": 0.3})
-    before, after = column(tmp_path / "int", "x", "test"), column(tmp_path / "float", "x", "test")
+    before, after = (column_of(tmp_path / name, "x", "test") for name in ("int", "float"))
     assert before == [value for value in after if value != 0.5]
 
 
@@ -56,7 +43,7 @@ def test_all_kinds_of_rows_are_written_as_they_come(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path / "d")
     assert dataset.column("walk").max_length == 2
     assert dataset.column("text").max_length == 6
-    assert column(tmp_path / "d", "text") == [row["text"] for row in rows]
+    assert column_of(tmp_path / "d", "text") == [row["text"] for row in rows]
     out, lengths = np.zeros((50, 2, 2), np.float32), np.zeros(50, np.int64)
     dataset.gather_padded("walk", np.arange(50), out, lengths)
     for place, row in enumerate(rows):
@@ -76,7 +63,7 @@ def test_the_first_row_says_what_undeclared_columns_hold(tmp_path: Path) -> None
         Column(name="c", kind="text", dtype="uint8", max_length=4),
         Column(name="y", kind="label", dtype="int64", classes=("a", "b")),
     ]
-    assert column(tmp_path / "d", "y") == [1, 0, 1]
+    assert column_of(tmp_path / "d", "y") == [1, 0, 1]
 
 
 def test_rows_can_name_their_part(tmp_path: Path) -> None:

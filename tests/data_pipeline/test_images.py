@@ -15,8 +15,6 @@ from data_pipeline.errors import DataError
 from data_pipeline.images import decode_box, decode_jpeg_or_png, encoded_size
 from data_pipeline.resample import Box, resample
 
-pytest.importorskip("simplejpeg")
-
 
 def scene(height: int, width: int, seed: int = 0) -> Image.Image:
     """Waves with shapes before them, as smooth and as sharp as a photo."""

@@ -3,67 +3,20 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
-from data_pipeline import DataError, Dataset
-from data_pipeline.augment import Draw, Flip, Samples, Shift
+from data_pipeline import DataError
+from data_pipeline.augment import Draw, Samples
 from data_pipeline.batches import Batch
 from data_pipeline.heads import Span
 from data_pipeline.prefetch import Prefetcher
 from data_pipeline.recipe import Recipe
-from data_pipeline.standardize import standardization
+from tests.prefetched import DATASET, NUM_ROWS, RECIPE, epoch_of_spans, load
 
-NUM_ROWS = 40
-GENERATOR = np.random.default_rng(0)
-ARRAYS: dict[str, NDArray[Any]] = {
-    "image": GENERATOR.integers(0, 256, (NUM_ROWS, 2, 5, 4), dtype=np.uint8),
-    "weight": GENERATOR.normal(size=NUM_ROWS).astype(np.float32),
-    "label": np.arange(NUM_ROWS) % 3,
-    "position": np.arange(NUM_ROWS),
-}
-DATASET = Dataset.from_arrays(ARRAYS, classes={"label": "abc"})
-SCALING = standardization(DATASET, "image", scaled=True)
-assert SCALING is not None
-TRANSFORMS = (Shift(1), Flip())
-RECIPE = Recipe(
-    columns=("image", "label"),
-    seed=7,
-    sampling="shuffled",
-    inputs="image",
-    transforms=TRANSFORMS,
-    standardized={"image": SCALING},
-)
 LABELS = Recipe(columns=("label",))
-
-
-def epoch_of_spans(epoch: int, length: int, num_rows: int = NUM_ROWS) -> list[Span]:
-    return [
-        Span(epoch, start, min(start + length, num_rows)) for start in range(0, num_rows, length)
-    ]
-
-
-@dataclass(frozen=True)
-class Copy:
-    """A batch that may be kept."""
-
-    span: Span
-    rows: list[int]
-    columns: dict[str, NDArray[Any]]
-
-
-def copied(batch: Batch) -> Copy:
-    columns = {name: tensor.numpy().copy() for name, tensor in batch.columns.items()}
-    return Copy(batch.span, batch.rows.tolist(), columns)
-
-
-def load(recipe: Recipe, spans: list[Span], **ahead: Any) -> list[Copy]:
-    with Prefetcher(DATASET, recipe, spans, max_rows=NUM_ROWS, **ahead) as batches:
-        return [copied(batch) for batch in batches]
 
 
 def loader_threads() -> list[threading.Thread]:
@@ -126,7 +79,7 @@ class Counted:
         name = threading.current_thread().name
         if name != "distrain-loader":
             return  # the first rows are tried before the threads start
-        if samples.arrays["position"][0] == self.fail_at:
+        if samples.arrays["row"][0] == self.fail_at:
             raise self.error
         self.count += 1
         self.threads.add(name)
@@ -139,7 +92,7 @@ class Counted:
 
 
 def counted_recipe(transform: Counted) -> Recipe:
-    return Recipe(columns=("label", "position"), inputs="label", transforms=(transform,))
+    return Recipe(columns=("label", "row"), inputs="label", transforms=(transform,))
 
 
 @pytest.mark.parametrize("depth", [1, 2])

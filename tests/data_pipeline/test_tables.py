@@ -17,9 +17,10 @@ from PIL import Image
 from data_pipeline import DataError, Dataset, convert
 from data_pipeline.conversion.options import Report
 from data_pipeline.manifest import Column
-from data_pipeline.sources import arrow_files, csv_files, json_lines, parquet
+from data_pipeline.sources import arrow_files, csv_files, json_lines, parquet, tables
 from data_pipeline.sources.detect import KINDS, open_source
 from data_pipeline.sources.source import Reading
+from tests.read_back import column_of
 
 ROWS = 30
 WORDS = ["", "häß", 'a "quoted" word', "two\nlines", "comma, tab\t"]
@@ -55,17 +56,9 @@ def nested_table() -> pa.Table:
 
 
 def values(folder: Path, name: str, part: str = "train") -> list[Any]:
-    dataset = Dataset(folder, part)
-    described, rows = dataset.column(name), np.arange(len(dataset))
-    if described.kind == "text":
-        return [value.tobytes().decode() for value in dataset.encoded(name, rows)]
-    if described.kind in ("sequence", "image"):
-        return [value.tolist() for value in dataset.encoded(name, rows)]
-    out = np.zeros((len(dataset), *described.shape), described.dtype)
-    dataset.gather(name, rows, out)
-    if described.kind == "label":
-        return [described.classes[label] for label in out.tolist()]
-    return list(out.tolist())
+    """The rows of a column, labels by their names."""
+    found, described = column_of(folder, name, part), Dataset(folder, part).column(name)
+    return [described.classes[label] for label in found] if described.kind == "label" else found
 
 
 def write_csv(table: pa.Table, path: Path) -> None:
@@ -157,6 +150,7 @@ def test_pieces_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     table = flat_table()
     for module in (csv_files, json_lines, parquet, arrow_files):
         monkeypatch.setattr(module, "PIECE_BYTES", 200)
+    for module in (tables, parquet):
         monkeypatch.setattr(module, "BLOCK_BYTES", 100)
     for name in ("a.csv", "a.jsonl", "a.parquet", "a.arrow"):
         write = WRITERS["a b.csv" if name == "a.csv" else name]

@@ -1,6 +1,5 @@
 """`distrain data convert` as a user runs it: killed, stopped, on a full disk, with bad input."""
 
-import hashlib
 import os
 import random
 import signal
@@ -18,6 +17,7 @@ import pytest
 from launch.main import main
 from tests.conftest import ROOT, Completed, clean_environment
 from tests.distrain.test_full_disk import fill, make_room, small_disk
+from tests.folders import hashes
 
 Run = Callable[..., Completed]
 OPTIONS = ("--split", "test=0.2", "--rows-per-shard", "40", "--stack", "f=*")
@@ -66,14 +66,6 @@ def command(capsys: pytest.CaptureFixture[str]) -> Here:
         return caught.value.code, out, err
 
     return run
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def start(*arguments: object) -> "subprocess.Popen[str]":

@@ -276,8 +276,8 @@ class Sharded:
             if torch.is_tensor(value) and not self._is_one_number(number, name, value):
                 vectors.setdefault(name, {})[number] = value
             else:
-                for place in self._places[number]:
-                    state[place][name] = value
+                for place in self._places[number]:  # each piece counts its own steps
+                    state[place][name] = value.clone() if torch.is_tensor(value) else value
         for name, by_number in vectors.items():
             whole = self._vector()
             views = self._gradients.views(whole)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from distrain.coordinator.observers import EpochRecord
     from distrain.learn import schedules
     from distrain.learn.losses import mean_over_samples
+    from distrain.learn.parameter_groups import ParameterGroup
     from distrain.trainer import Trainer
 
 _HOMES = {
@@ -20,6 +21,7 @@ _HOMES = {
     "EarlyStopping": "distrain.coordinator.early_stopping",
     "EpochRecord": "distrain.coordinator.observers",
     "History": "distrain.coordinator.recording",
+    "ParameterGroup": "distrain.learn.parameter_groups",
     "Trainer": "distrain.trainer",
     "mean_over_samples": "distrain.learn.losses",
 }
@@ -29,6 +31,7 @@ __all__ = [
     "EarlyStopping",
     "EpochRecord",
     "History",
+    "ParameterGroup",
     "Trainer",
     "mean_over_samples",
     "schedules",

@@ -5,24 +5,12 @@ what `Trainer` takes. The docstring under a field is its help text.
 """
 
 import math
-from collections.abc import Collection
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, Literal
 
+from distrain.checks import check_above_zero, check_at_least, check_known
 from distrain.errors import ConfigError
-
-OPTIMIZERS: dict[str, tuple[str, ...]] = {
-    "sgd": ("momentum", "nesterov"),
-    "rmsprop": ("momentum", "alpha", "eps"),
-    "adagrad": ("eps",),
-    "adadelta": ("rho", "eps"),
-    "adam": ("betas", "eps"),
-    "adamw": ("betas", "eps"),
-    "adamax": ("betas", "eps"),
-    "nadam": ("betas", "eps"),
-}
-"""The optimizers by name, each with the fields it takes beside lr and weight_decay."""
+from distrain.update_config import OptimizerConfig
 
 SCHEDULES: dict[str, tuple[str, ...]] = {
     "constant": (),
@@ -52,30 +40,6 @@ MOST_BATCH = 10_000_000
 MOST_PREFETCH = 1_000
 
 
-def near_names(name: str, known: Collection[str]) -> str:
-    """A hint for a name that is not known: the near ones, or all where none is near."""
-    near = get_close_matches(name, known, n=3)
-    near = near or [other for other in known if other in name or name in other]
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return f"known are {', '.join(sorted(known))}"
-
-
-def _known(where: str, name: str, known: Collection[str]) -> None:
-    if name not in known:
-        raise ConfigError(f"{where} is {name!r}, which is not known; {near_names(name, known)}")
-
-
-def _at_least(where: str, value: float | None, least: float) -> None:
-    if value is not None and not value >= least:
-        raise ConfigError(f"{where} is {value}; it must be {least} or more")
-
-
-def _above_zero(where: str, value: float | None) -> None:
-    if value is not None and not 0 < value < math.inf:
-        raise ConfigError(f"{where} is {value}; it must be above 0, and finite")
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Where the run leaves its files, and what its numbers rest on beside the model."""
@@ -95,9 +59,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        _at_least("run.compute_threads", self.compute_threads, 1)
-        _above_zero("run.max_time_s", self.max_time_s)
-        _above_zero("run.grace_s", self.grace_s)
+        check_at_least("run.compute_threads", self.compute_threads, 1)
+        check_above_zero("run.max_time_s", self.max_time_s)
+        check_above_zero("run.grace_s", self.grace_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +125,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Checks names and what goes together."""
-        _known("loss.name", self.name, LOSSES)
+        check_known("loss.name", self.name, LOSSES)
         if self.name != "cross_entropy" and (self.class_weights or self.label_smoothing):
             raise ConfigError(
                 f"loss.class_weights and loss.label_smoothing go with cross_entropy, "
@@ -176,42 +140,6 @@ class LossConfig:
             )
         if not 0.0 <= self.label_smoothing <= 1.0:
             raise ConfigError(f"loss.label_smoothing is {self.label_smoothing}; give 0 to 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """How the weights move. Fields left out have torch's defaults."""
-
-    name: str = "sgd"
-    """sgd, rmsprop, adagrad, adadelta, adam, adamw, adamax or nadam."""
-    lr: float = 0.01
-    """Learning rate, before the schedule's factor."""
-    weight_decay: float | None = None
-    """L2 penalty; decoupled from the gradient in adamw."""
-    momentum: float | None = None
-    """For sgd and rmsprop."""
-    nesterov: bool | None = None
-    """For sgd with momentum."""
-    betas: tuple[float, float] | None = None
-    """For the Adam family."""
-    eps: float | None = None
-    """Added to a denominator."""
-    alpha: float | None = None
-    """Smoothing of rmsprop."""
-    rho: float | None = None
-    """Smoothing of adadelta."""
-
-    def __post_init__(self) -> None:
-        """Checks names, ranges, and that the optimizer takes what is given."""
-        _known("optimizer.name", self.name, OPTIMIZERS)
-        _above_zero("optimizer.lr", self.lr)
-        _at_least("optimizer.weight_decay", self.weight_decay, 0)
-        for name in ("momentum", "nesterov", "betas", "eps", "alpha", "rho"):
-            if getattr(self, name) is not None and name not in OPTIMIZERS[self.name]:
-                takes = ", ".join(("lr", "weight_decay", *OPTIMIZERS[self.name]))
-                raise ConfigError(f"optimizer.{name} is not for {self.name}, which takes {takes}")
-        if self.nesterov and not self.momentum:
-            raise ConfigError("optimizer.nesterov needs optimizer.momentum above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +163,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         """Checks names, and that the schedule takes what is given and is given what it needs."""
-        _known("schedule.name", self.name, SCHEDULES)
+        check_known("schedule.name", self.name, SCHEDULES)
         for name in (
             "tau_steps",
             "final_factor",
@@ -273,16 +201,16 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges, names and that micro-batches fill a global batch."""
-        _at_least("training.epochs", self.epochs, 1)
-        _at_least("training.global_batch", self.global_batch, 1)
+        check_at_least("training.epochs", self.epochs, 1)
+        check_at_least("training.global_batch", self.global_batch, 1)
         if self.global_batch > MOST_BATCH:
             raise ConfigError(
                 f"training.global_batch is {self.global_batch}; it can be {MOST_BATCH:,} at most"
             )
-        _above_zero("training.clip_norm", self.clip_norm)
-        _above_zero("training.clip_value", self.clip_value)
+        check_above_zero("training.clip_norm", self.clip_norm)
+        check_above_zero("training.clip_value", self.clip_value)
         for name in self.metrics:
-            _known("training.metrics", name, METRICS)
+            check_known("training.metrics", name, METRICS)
         if self.micro_batch is not None:
             check_micro_batch(self.global_batch, self.micro_batch)
 
@@ -304,8 +232,8 @@ class EarlyStoppingConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        _at_least("early_stopping.patience", self.patience, 0)
-        _at_least("early_stopping.min_delta", self.min_delta, 0)
+        check_at_least("early_stopping.patience", self.patience, 0)
+        check_at_least("early_stopping.min_delta", self.min_delta, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,10 +255,10 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        _at_least("checkpoint.every_steps", self.every_steps, 1)
-        _at_least("checkpoint.every_seconds", self.every_seconds, 0)
-        _at_least("checkpoint.keep_last", self.keep_last, 1)
-        _at_least("checkpoint.keep_best", self.keep_best, 0)
+        check_at_least("checkpoint.every_steps", self.every_steps, 1)
+        check_at_least("checkpoint.every_seconds", self.every_seconds, 0)
+        check_at_least("checkpoint.keep_last", self.keep_last, 1)
+        check_at_least("checkpoint.keep_best", self.keep_best, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

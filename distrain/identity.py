@@ -16,7 +16,6 @@ from distrain.parallel.split import BatchPlan
 
 def run_identity(
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
     plan: BatchPlan,
     recipe: Recipe,
     *,
@@ -35,17 +34,23 @@ def run_identity(
         "augment": [describe(transform) for transform in recipe.transforms],
         "model": hashlib.sha256(repr(model).encode()).hexdigest(),
         "initial_weights": weights_digest(model),
-        "optimizer": _optimizer(optimizer),
         "global_batch": plan.global_batch,
         "micro_batch": plan.micro_batch,
         "last_batch": plan.last_batch,
     }
 
 
-def _optimizer(optimizer: torch.optim.Optimizer) -> str:
+def describe_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> str:
+    """Its groups' settings; who is in which group is said where not all are in one."""
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     groups: Sequence[dict[str, Any]] = optimizer.param_groups
-    settings = [
-        {name: value for name, value in sorted(group.items()) if name != "params"}
-        for group in groups
-    ]
+    settings = []
+    for group in groups:
+        given = {name: value for name, value in sorted(group.items()) if name != "params"}
+        inside = [names[id(parameter)] for parameter in group["params"]]
+        if inside != list(names.values()):
+            # A digest, since a message shows it: a large model's names would fill pages.
+            digest = hashlib.sha256("\n".join(inside).encode()).hexdigest()[:16]
+            given["parameters"] = f"{len(inside)}: {digest}"
+        settings.append(given)
     return f"{type(optimizer).__name__}({settings})"

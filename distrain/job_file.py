@@ -2,7 +2,7 @@
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 import tomli_w
 
-from distrain.config import Job, near_names
+from distrain.checks import near_names
+from distrain.config import Job
 from distrain.errors import ConfigError, UsageError
 
 NONE = "none"
@@ -69,11 +70,26 @@ def _refuse_unknown(raw: Mapping[str, Any], described: type, prefix: str) -> Non
     for name, value in raw.items():
         if name not in types:
             raise ConfigError(f"unknown field {prefix}{name}: {near_names(name, types)}")
-        if dataclasses.is_dataclass(types[name]) and isinstance(value, Mapping):
-            _refuse_unknown(value, types[name], f"{prefix}{name}.")
+        for where, table, kind in _sections_within(types[name], value):
+            _refuse_unknown(table, kind, ".".join((f"{prefix}{name}", *where, "")))
         allowed = get_args(types[name]) if get_origin(types[name]) is Literal else ()
         if allowed and value not in allowed:
             raise ConfigError(f"{prefix}{name} is {value!r}: {near_names(str(value), allowed)}")
+
+
+def _sections_within(
+    kind: Any, value: object
+) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any], type]]:
+    """The sections that a field holds: itself, or several by name, as optimizer.groups does."""
+    if not isinstance(value, Mapping):
+        return
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        yield (), value, kind
+    elif get_origin(kind) is dict and dataclasses.is_dataclass(of := get_args(kind)[1]):
+        assert isinstance(of, type)
+        for name, table in value.items():
+            if isinstance(table, Mapping):
+                yield (name,), table, of
 
 
 def _with_nones(raw: Mapping[str, Any], described: type) -> dict[str, Any]:
@@ -82,10 +98,10 @@ def _with_nones(raw: Mapping[str, Any], described: type) -> dict[str, Any]:
     types = get_type_hints(described)
     for name, value in raw.items():
         kind = types[name]
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, Mapping):
-            found[name] = _with_nones(value, kind)
-        else:
-            found[name] = None if value == NONE and type(None) in get_args(kind) else value
+        found[name] = None if value == NONE and type(None) in get_args(kind) else value
+        for where, table, section in _sections_within(kind, value):
+            read = _with_nones(table, section)
+            found[name] = {**found[name], where[0]: read} if where else read
     return found
 
 
@@ -119,6 +135,11 @@ def _tables(section: Any) -> dict[str, Any]:
         value = getattr(section, field.name)
         if dataclasses.is_dataclass(value):
             found[field.name] = _tables(value)
+        elif isinstance(value, dict):
+            found[field.name] = {
+                name: _tables(inner) if dataclasses.is_dataclass(inner) else inner
+                for name, inner in value.items()
+            }
         elif value is not None:
             found[field.name] = list(value) if isinstance(value, tuple) else value
         elif field.default is not None:

@@ -16,20 +16,18 @@ from data_pipeline.dataset import Dataset
 from data_pipeline.manifest import Column
 from data_pipeline.recipe import Recipe, training_transforms
 from data_pipeline.standardize import standardization
-from distrain.config import (
-    Job,
-    OptimizerConfig,
-    ScheduleConfig,
-    near_names,
-)
+from distrain.checks import near_names
+from distrain.config import Job, ScheduleConfig
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.coordinator.history import History
 from distrain.errors import ConfigError
 from distrain.job_file import job_tables
 from distrain.learn import models, schedules
+from distrain.learn.parameter_groups import Groups, ParameterGroup
 from distrain.parallel.split import plan_batches
 from distrain.trainer import Trainer
+from distrain.update_config import OptimizerConfig, given_settings
 
 _MODELS: dict[str, Callable[..., torch.nn.Module]] = {"mlp": models.mlp, "cnn": models.cnn}
 
@@ -95,6 +93,11 @@ def job_trainer(job: Job, train: Dataset, *, fresh: bool = False) -> Trainer:
         model=_model_source(job, _input_shape(job, train), target),
         loss=_loss(job, target),
         optimizer=partial(make_optimizer, job.optimizer),
+        groups=[
+            ParameterGroup(group.match, **given_settings(group))
+            for group in job.optimizer.groups.values()
+        ],
+        decay_norms_and_biases=job.optimizer.decay_norms_and_biases,
         inputs=inputs.name,
         target=target.name,
         run=job.run.dir,
@@ -123,18 +126,14 @@ def job_trainer(job: Job, train: Dataset, *, fresh: bool = False) -> Trainer:
 
 
 def make_optimizer(
-    config: OptimizerConfig, parameters: Iterable[torch.nn.Parameter]
+    config: OptimizerConfig, parameters: Iterable[torch.nn.Parameter] | Groups
 ) -> torch.optim.Optimizer:
     """Torch's optimizer of that name, with its own defaults for what is not given.
 
     Raises:
         ConfigError: torch refuses a value.
     """
-    options: dict[str, Any] = {"lr": config.lr}
-    for name in ("weight_decay", "momentum", "nesterov", "betas", "eps", "alpha", "rho"):
-        value = getattr(config, name)
-        if value is not None:
-            options[name] = value
+    options = given_settings(config)
     if config.name in _FUSED:
         options["fused"] = True
     try:

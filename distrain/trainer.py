@@ -10,9 +10,9 @@ import torch
 
 from data_pipeline.augment import Transform
 from data_pipeline.dataset import Dataset
-from data_pipeline.recipe import Recipe, training_transforms
+from data_pipeline.recipe import training_transforms
 from data_pipeline.sampling import Kind, Sampling
-from data_pipeline.standardize import Standardization, standardization
+from distrain.arguments import check_arguments
 from distrain.assembly import Assembly
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
@@ -24,16 +24,19 @@ from distrain.coordinator.stops import WATCHED, StopAskedError, StopWatch
 from distrain.describe import describe
 from distrain.errors import ConfigError
 from distrain.evaluate import Evaluation
-from distrain.identity import run_identity
+from distrain.identity import describe_optimizer, run_identity
 from distrain.learn.losses import SummedLoss, refuse_trainable
 from distrain.learn.optimizers import OptimizerFactory, checked_optimizer
+from distrain.learn.parameter_groups import ParameterGroup
 from distrain.learn.schedules import Constant, Schedule
+from distrain.micro_batch_work import MicroBatchWork
 from distrain.numerics import fix_kernels
 from distrain.parallel import world as worlds
 from distrain.parallel.replicas import ModelSource, build_model
 from distrain.parallel.split import BatchPlan, plan_batches
 from distrain.parallel.summing import SumOptions
-from distrain.step import Columns, MicroBatchResult, MicroBatchStep, TrainingStep
+from distrain.reading import Reading
+from distrain.step import MicroBatchStep, TrainingStep
 from distrain.train import TrainingLoop
 from distrain.update import Clip
 
@@ -52,6 +55,8 @@ class Trainer:
         model: ModelSource,
         loss: Callable[..., Any],
         optimizer: OptimizerFactory,
+        groups: Sequence[ParameterGroup] = (),
+        decay_norms_and_biases: bool = True,
         inputs: str,
         target: str,
         run: str | Path | None = None,
@@ -82,7 +87,10 @@ class Trainer:
                 module, which gets rank 0's weights.
             loss: One of torch's loss modules, run as a sum with its weight; or a function of
                 (outputs, target) that returns (sum, weight), see `distrain.mean_over_samples`.
-            optimizer: Makes a torch optimizer from the trainable parameters.
+            optimizer: Makes a torch optimizer from the trainable parameters; where there are
+                `groups`, or not all are decayed, from a list of groups as torch takes it.
+            groups: Parameters with settings of their own; of several that match, the first counts.
+            decay_norms_and_biases: False: `weight_decay` is 0 for norms and biases.
             inputs: The column that the model is called with.
             target: The column that the loss and the metrics compare with.
             run: The run's folder; None leaves no files.
@@ -112,31 +120,35 @@ class Trainer:
             UsageError: `WORLD_SIZE` is set and the rest of the group's environment is not.
             ConfigError: the model or the loss can't keep the promise; the message names why.
         """
-        if isinstance(metrics, str):
-            raise ConfigError(f"metrics is the text {metrics!r}; give a list: [{metrics!r}]")
-        for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-            if limit is not None and not limit > 0:
-                raise ConfigError(f"{name} is {limit}; it must be above 0")
         self._saves = run is not None and checkpoint is not None
-        if max_time_s is not None and not self._saves:
-            raise ConfigError(
-                f"max_time_s is {max_time_s}, and nothing would be saved: give a run folder, and a "
-                "checkpoint policy"
-            )
+        check_arguments(
+            metrics=metrics,
+            clip_norm=clip_norm,
+            clip_value=clip_value,
+            groups=groups,
+            max_time_s=max_time_s,
+            saves=self._saves,
+        )
         self._world = worlds.join()
         self._fix_kernels = partial(fix_kernels, compute_threads, deterministic=deterministic)
         self._fix_kernels()
         self.model = build_model(model, seed, self._world)
         self.optimizer: torch.optim.Optimizer | None = None
-        self._loss = SummedLoss(loss, self._world.device)
+        summed = SummedLoss(loss, self._world.device)
+        self._work = MicroBatchWork(loss=summed, inputs=inputs, target=target, own=micro_batch_step)
         refuse_trainable(loss, self.model)
-        self._own_step, self._make_optimizer = micro_batch_step, optimizer
+        self._make_optimizer = partial(
+            checked_optimizer,
+            optimizer,
+            self.model,
+            groups,
+            decay_norms_and_biases=decay_norms_and_biases,
+        )
         self._inputs, self._target, self._seed = inputs, target, seed
         self._metrics, self._schedule = tuple(metrics), schedule or Constant()
         self._clip, self._early_stopping = Clip(clip_value, clip_norm), early_stopping
         self._sum = SumOptions(shard_optimizer=shard_optimizer, gradient_dtype=gradient_dtype)
-        self._standardize, self._scaling = standardize, dict[str, Standardization]()
-        self._given = self._prepare = tuple(prepare)
+        self._reading = Reading(self._work, seed, prepare, standardize=standardize)
         self._folder, self._fresh, self._progress = run, fresh, progress
         self._checkpoint, self._max_time_s, self._grace_s = checkpoint, max_time_s, grace_s
         self._job = job or {}
@@ -144,9 +156,9 @@ class Trainer:
             "seed": seed,
             "inputs": inputs,
             "target": target,
-            "prepare": [describe(transform) for transform in self._prepare],
+            "prepare": [describe(transform) for transform in self._reading.prepare],
             "standardize": standardize,
-            "loss": self._loss.description,
+            "loss": summed.description,
             "micro_batch_step": describe(micro_batch_step),
             "schedule": describe(self._schedule),
             "clip": describe(self._clip),
@@ -223,9 +235,9 @@ class Trainer:
             sampling=sampling,
             verify=verify,
         )
-        plan, step, optimizer = parts.plan, parts.step, parts.step.optimizer
+        plan, step = parts.plan, parts.step
         identity = self._settings | run_identity(
-            self.model, optimizer, plan, parts.recipe, train=train, validation=validation
+            self.model, plan, parts.recipe, train=train, validation=validation
         )
         with open_recording(
             self._world, self._folder, identity, self._job, fresh=self._fresh, show=self._progress
@@ -267,27 +279,26 @@ class Trainer:
         sampling: Kind = "shuffled",
         verify: bool = True,
     ) -> Assembly:
-        """Puts a training's parts together without starting it; arguments and errors are `fit`'s."""
+        """Puts a training's parts together without starting it; arguments and errors: `fit`'s."""
         if global_batch < 1:
             raise ConfigError(f"global_batch is {global_batch}; it must be 1 or more")
         self._fix_kernels()  # another trainer of this process may have set others
         plan = plan_batches(train.num_rows, global_batch, micro_batch, last_batch)
         plan.check_world_size(self._world.size)
-        self._scaling = self._scaling_by(train)
-        self._prepare = (
-            replace(self._recipe(train), transforms=self._given).fitted(train).transforms
-        )
+        self._reading.fit(train)
         metrics = self._metric_set(train)
         self._check_monitor(metrics, validation)
         for dataset in filter(None, (train, validation)):
             dataset.column(self._inputs), dataset.column(self._target)
             if verify:
                 dataset.verify(rank=self._world.rank, world_size=self._world.size)
-        self.optimizer = checked_optimizer(self._make_optimizer, self.model)
+        self.optimizer = self._make_optimizer()
+        # Before a sharded one is given pieces in place of parameters.
+        self._settings["optimizer"] = describe_optimizer(self.optimizer, self.model)
         recipe = replace(
-            self._recipe(train),
+            self._reading.recipe(train),
             sampling=sampling,
-            transforms=training_transforms(self._prepare, augment),
+            transforms=training_transforms(self._reading.prepare, augment),
             micro_batch=plan.micro_batch,
         )
         return Assembly(
@@ -310,43 +321,19 @@ class Trainer:
 
     def predict(self, dataset: Dataset) -> torch.Tensor:
         """The model's outputs `(N, ...)` for all rows in their order, on every worker's host."""
-        run = self._own_step or self._outputs_only
         target = (self._target,) if self._target in dataset.columns else ()
-        recipe = self._recipe(dataset, columns=(self._inputs, *target))
-        return Evaluation(self.model, run, self._world, self._seed).outputs(dataset, recipe)
+        recipe = self._reading.recipe(dataset, columns=(self._inputs, *target))
+        return Evaluation(self.model, self._work.prediction, self._world, self._seed).outputs(
+            dataset, recipe
+        )
 
     def _evaluate(
         self, dataset: Dataset, metrics: MetricSet, raised: Callable[[], int] | None = None
     ) -> LedgerTotals:
-        run = self._own_step or self._standard_step
-        evaluation = Evaluation(self.model, run, self._world, self._seed, raised)
-        return evaluation.totals(dataset, self._recipe(dataset), metrics, target=self._target)
-
-    def _standard_step(self, model: torch.nn.Module, columns: Columns) -> MicroBatchResult:
-        outputs = model(columns[self._inputs])
-        loss_sum, weight = self._loss(outputs, columns[self._target])
-        return loss_sum, weight, outputs
-
-    def _outputs_only(self, model: torch.nn.Module, columns: Columns) -> MicroBatchResult:
-        """A standard step without its loss: a prediction needs no target."""
-        return torch.zeros(()), 0.0, model(columns[self._inputs])
-
-    def _recipe(self, dataset: Dataset, *, columns: tuple[str, ...] | None = None) -> Recipe:
-        """How a data set's rows are read; a `micro_batch_step` may want any column and gets all."""
-        if self._own_step is not None:
-            columns = tuple(dataset.columns)
-        return Recipe(
-            columns=columns or (self._inputs, self._target),
-            seed=self._seed,
-            inputs=self._inputs,
-            target=self._target,
-            transforms=self._prepare,
-            standardized=self._scaling or self._scaling_by(dataset),
+        evaluation = Evaluation(self.model, self._work.step, self._world, self._seed, raised)
+        return evaluation.totals(
+            dataset, self._reading.recipe(dataset), metrics, target=self._target
         )
-
-    def _scaling_by(self, dataset: Dataset) -> dict[str, Standardization]:
-        found = standardization(dataset, self._inputs, scaled=self._standardize)
-        return {} if found is None else {self._inputs: found}
 
     def _stop_watch(self, recording: Recording, step: TrainingStep) -> StopWatch:
         """Watches for signals where there is something to save; else they do what they always do.
@@ -364,8 +351,8 @@ class Trainer:
         return MetricSet(
             self._metrics,
             len(dataset.column(self._target).classes),
-            ignore_index=self._loss.ignore_index,
-            threshold=self._loss.threshold,
+            ignore_index=self._work.loss.ignore_index,
+            threshold=self._work.loss.threshold,
         )
 
     def _check_monitor(self, metrics: MetricSet, validation: Dataset | None) -> None:
@@ -386,7 +373,7 @@ class Trainer:
         return TrainingStep(
             self.model,
             optimizer,
-            self._own_step or self._standard_step,
+            self._work.step,
             metrics,
             self._world,
             target=self._target,

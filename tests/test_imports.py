@@ -137,6 +137,7 @@ def test_the_public_names_are_these() -> None:
         "EarlyStopping",
         "EpochRecord",
         "History",
+        "ParameterGroup",
         "Trainer",
         "mean_over_samples",
         "schedules",

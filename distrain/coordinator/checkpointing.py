@@ -12,7 +12,8 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from data_pipeline.errors import StorageError
-from distrain.config import CheckpointConfig, near_names
+from distrain.checks import near_names
+from distrain.config import CheckpointConfig
 from distrain.coordinator.checkpoint import CheckpointContents, write_checkpoint
 from distrain.coordinator.early_stopping import beats
 from distrain.coordinator.observers import EpochRecord

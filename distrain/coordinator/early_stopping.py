@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from distrain.config import near_names
+from distrain.checks import near_names
 from distrain.coordinator.metrics import is_error
 from distrain.errors import ConfigError
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 
 from data_pipeline.errors import DataError
-from distrain.config import METRICS, near_names
+from distrain.checks import near_names
+from distrain.config import METRICS
 from distrain.errors import ConfigError
 
 _ERROR_METRICS = ("mse", "mae")

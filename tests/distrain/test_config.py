@@ -8,24 +8,28 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distrain.checks import near_names
 from distrain.config import (
     METRICS,
-    OPTIMIZERS,
     SCHEDULES,
     DataConfig,
     EarlyStoppingConfig,
     LossConfig,
-    OptimizerConfig,
     RunConfig,
     ScheduleConfig,
     TrainingConfig,
     check_micro_batch,
     default_micro_batch,
-    near_names,
 )
 from distrain.errors import ConfigError, ExitCode
+from distrain.update_config import OPTIMIZERS, OptimizerConfig, OptimizerGroupConfig
 
 FIELD_VALUES = {"betas": (0.9, 0.99), "nesterov": True}
+
+
+def grouped(name: str = "sgd", **fields: float) -> OptimizerConfig:
+    group = OptimizerGroupConfig(match="head.*", **fields)  # type: ignore[arg-type]
+    return OptimizerConfig(name=name, groups={"head": group})
 
 
 def training(**fields: object) -> object:
@@ -66,6 +70,15 @@ def training(**fields: object) -> object:
         (
             lambda: OptimizerConfig(name="adam", momentum=0.9),
             "optimizer.momentum is not for adam, which takes lr, weight_decay, betas, eps",
+        ),
+        (
+            lambda: grouped(name="adam", momentum=0.9),
+            "optimizer.groups.head.momentum is not for adam, which takes lr, weight_decay, betas",
+        ),
+        (lambda: grouped(lr=-0.1), "optimizer.groups.head.lr is -0.1; it must be 0 or more"),
+        (
+            lambda: grouped(weight_decay=float("nan")),
+            "optimizer.groups.head.weight_decay is nan; it must be 0 or more",
         ),
         (
             lambda: OptimizerConfig(nesterov=True),

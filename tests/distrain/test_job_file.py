@@ -17,13 +17,13 @@ from distrain.config import (
     Job,
     LossConfig,
     ModelConfig,
-    OptimizerConfig,
     RunConfig,
     ScheduleConfig,
     TrainingConfig,
 )
 from distrain.errors import ConfigError, UsageError
 from distrain.job_file import job_from_mapping, job_tables, job_toml, override, read_job
+from distrain.update_config import OptimizerConfig, OptimizerGroupConfig
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 
@@ -43,14 +43,18 @@ def with_fields(**sections: dict[str, Any]) -> dict[str, Any]:
     ("raw", "message"),
     [
         (SMALLEST | {"optimiser": {}}, r"unknown field optimiser: did you mean optimizer\?"),
-        (SMALLEST | {"zzz": 1}, "unknown field zzz: known are checkpoint, data, early_stop"),
+        (SMALLEST | {"zzz": 1}, "unknown field zzz: known are checkpoint, data, early"),
         (with_fields(data={"input": "x"}), r"unknown field data\.input: did you mean inputs\?"),
         (with_fields(model={"built": "x"}), r"unknown field model\.built: did you mean build\?"),
+        (
+            with_fields(optimizer={"groups": {"head": {"mach": "head.*"}}}),
+            r"unknown field optimizer\.groups\.head\.mach: did you mean match\?",
+        ),
         (with_fields(run={"sed": 1}), r"unknown field run\.sed: did you mean seed"),
         (with_fields(loss={"nam": 1}), r"unknown field loss\.nam: did you mean name\?"),
         (
             with_fields(optimizer={"learning_rate": 1}),
-            r"unknown field optimizer\.learning_rate: known are alpha, betas, eps, lr,",
+            r"unknown field optimizer\.learning_rate: known are alpha, betas, decay_norms",
         ),
         (
             with_fields(schedule={"warmup": 1}),
@@ -196,6 +200,10 @@ OPTIMIZER_CONFIGS = st.one_of(
         weight_decay=st.none() | NUMBERS,
         momentum=st.just(0.9),
         nesterov=st.none() | st.booleans(),
+        decay_norms_and_biases=st.booleans(),
+        groups=st.dictionaries(
+            TEXT, st.builds(OptimizerGroupConfig, match=TEXT, lr=st.none() | NUMBERS), max_size=3
+        ),
     ),
     st.builds(
         OptimizerConfig,
@@ -373,3 +381,13 @@ def test_a_none_that_is_no_default_survives_the_file(tmp_path: Path) -> None:
 def test_a_word_that_a_field_does_not_take_is_told_the_near_ones() -> None:
     with pytest.raises(ConfigError, match=r"data\.sampling is 'bootstap': did you mean bootstrap"):
         job_from_mapping(with_fields(data={"sampling": "bootstap"}))
+
+
+def test_a_groups_field_is_overridden_from_the_command_line(tmp_path: Path) -> None:
+    groups = {"head": {"match": "head.*", "lr": 0.5, "weight_decay": "none"}, "b": {"match": "b*"}}
+    (tmp_path / "j.toml").write_bytes(job_toml(with_fields(optimizer={"groups": groups})))
+    arguments = ("--optimizer.groups.head.lr", "0.25", "--optimizer.no-decay-norms-and-biases")
+    job = overridden(*arguments, path=tmp_path / "j.toml")
+    assert list(job.optimizer.groups) == ["head", "b"], "their order says which counts"
+    assert job.optimizer.groups["head"] == OptimizerGroupConfig(match="head.*", lr=0.25)
+    assert not job.optimizer.decay_norms_and_biases

@@ -8,11 +8,19 @@ import pytest
 import torch
 
 from data_pipeline import DataError, Dataset, augment
-from distrain.config import OPTIMIZERS, Job, OptimizerConfig, ScheduleConfig
+from distrain.config import Job, ScheduleConfig
 from distrain.errors import ConfigError
 from distrain.job_file import job_from_mapping
 from distrain.learn.schedules import Constant, Cosine, Linear, Step
-from distrain.run_job import make_optimizer, make_schedule, make_transforms, run_job
+from distrain.run_job import (
+    job_datasets,
+    job_trainer,
+    make_optimizer,
+    make_schedule,
+    make_transforms,
+    run_job,
+)
+from distrain.update_config import OPTIMIZERS, OptimizerConfig
 
 
 def job(folder: Path, **sections: Any) -> Job:
@@ -306,3 +314,35 @@ def test_whitening_in_a_job_is_fitted_to_the_training_part_and_serves_validation
     history = run_job(made)
     # Whitened for training alone, the validation part would be as good as drawn by lot.
     assert history["val_accuracy"][-1] > 0.5
+
+
+def test_a_jobs_groups_are_the_trainers(iris: Path) -> None:
+    fields = {
+        "name": "adamw",
+        "lr": 0.05,
+        "decay_norms_and_biases": False,
+        "groups": {"head": {"match": "3.*", "lr": 0.5, "betas": [0.5, 0.6]}},
+    }
+    training = {"epochs": 3, "global_batch": 32}
+    made = job(iris, optimizer=fields, training=training)
+    train, _ = job_datasets(made)
+    trainer = job_trainer(made, train)
+    trainer.assemble(train, global_batch=32)
+    assert trainer.optimizer is not None
+    found = [
+        (group["lr"], group["betas"], group["weight_decay"], len(group["params"]))
+        for group in trainer.optimizer.param_groups
+    ]
+    default = torch.optim.AdamW([torch.zeros(1)]).defaults["weight_decay"]
+    assert found == [
+        (0.05, (0.9, 0.999), default, 1),
+        (0.05, (0.9, 0.999), 0.0, 1),
+        (0.5, (0.5, 0.6), default, 1),
+        (0.5, (0.5, 0.6), 0.0, 1),
+    ]
+
+
+def test_a_jobs_group_that_matches_nothing_is_refused(iris: Path) -> None:
+    groups = {"head": {"match": "haed.*", "lr": 0.5}}
+    with pytest.raises(ConfigError, match=r"no parameter has a name like 'haed\.\*'"):
+        run_job(job(iris, optimizer={"groups": groups}))

@@ -217,6 +217,10 @@ def main(out: Path) -> None:
         ),
         "schedule": train(dropout_net, sgd, schedule=distrain.schedules.Cosine(6, warmup_steps=2)),
     }
+    head = [distrain.ParameterGroup("[23].*", lr=0.5, weight_decay=0.1)]
+    rows |= {
+        "groups": train(batch_norm_net, adam, groups=head, decay_norms_and_biases=False),
+    }
     generator = np.random.default_rng(1)
     odd = Dataset.from_arrays(
         {

@@ -1,0 +1,39 @@
+"""What can be wrong in a trainer's arguments before anything is built from them."""
+
+from collections.abc import Sequence
+
+from distrain.errors import ConfigError
+from distrain.learn.parameter_groups import ParameterGroup
+
+
+def check_arguments(
+    *,
+    metrics: Sequence[str],
+    clip_norm: float | None,
+    clip_value: float | None,
+    groups: Sequence[ParameterGroup],
+    max_time_s: float | None,
+    saves: bool,
+) -> None:
+    """Refuses values that can't be; `saves` says whether the run's state is written anywhere.
+
+    Raises:
+        ConfigError: names what was given, and what would do.
+    """
+    if isinstance(metrics, str):
+        raise ConfigError(f"metrics is the text {metrics!r}; give a list: [{metrics!r}]")
+    for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
+        if limit is not None and not limit > 0:
+            raise ConfigError(f"{name} is {limit}; it must be above 0")
+    wrong: object = groups
+    if isinstance(groups, list | tuple):
+        wrong = next((one for one in groups if not isinstance(one, ParameterGroup)), None)
+    if wrong is not None:
+        raise ConfigError(
+            f"groups has {wrong!r}; give a list such as [distrain.ParameterGroup('head.*', lr=0.1)]"
+        )
+    if max_time_s is not None and not saves:
+        raise ConfigError(
+            f"max_time_s is {max_time_s}, and nothing would be saved: give a run folder, and a "
+            "checkpoint policy"
+        )

@@ -1,0 +1,100 @@
+"""How the weights of a job move, as frozen dataclasses that check themselves. No torch here."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from distrain.checks import check_above_zero, check_at_least, check_known
+from distrain.errors import ConfigError
+
+OPTIMIZERS: dict[str, tuple[str, ...]] = {
+    "sgd": ("momentum", "nesterov"),
+    "rmsprop": ("momentum", "alpha", "eps"),
+    "adagrad": ("eps",),
+    "adadelta": ("rho", "eps"),
+    "adam": ("betas", "eps"),
+    "adamw": ("betas", "eps"),
+    "adamax": ("betas", "eps"),
+    "nadam": ("betas", "eps"),
+}
+"""The optimizers by name, each with the fields it takes beside lr and weight_decay."""
+
+_OPTIONS = ("momentum", "nesterov", "betas", "eps", "alpha", "rho")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerGroupConfig:
+    """Parameters with settings of their own; fields left out are those of `[optimizer]`."""
+
+    match: str
+    """Pattern for the parameters' full names: * is any text, ? one letter, [ab] one of them."""
+    lr: float | None = None
+    """Learning rate, before the schedule's factor; 0 leaves the weights as they are."""
+    weight_decay: float | None = None
+    """L2 penalty; decoupled from the gradient in adamw."""
+    momentum: float | None = None
+    """For sgd and rmsprop."""
+    nesterov: bool | None = None
+    """For sgd with momentum."""
+    betas: tuple[float, float] | None = None
+    """For the Adam family."""
+    eps: float | None = None
+    """Added to a denominator."""
+    alpha: float | None = None
+    """Smoothing of rmsprop."""
+    rho: float | None = None
+    """Smoothing of adadelta."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How the weights move. Fields left out have torch's defaults."""
+
+    name: str = "sgd"
+    """sgd, rmsprop, adagrad, adadelta, adam, adamw, adamax or nadam."""
+    lr: float = 0.01
+    """Learning rate, before the schedule's factor."""
+    weight_decay: float | None = None
+    """L2 penalty; decoupled from the gradient in adamw."""
+    momentum: float | None = None
+    """For sgd and rmsprop."""
+    nesterov: bool | None = None
+    """For sgd with momentum."""
+    betas: tuple[float, float] | None = None
+    """For the Adam family."""
+    eps: float | None = None
+    """Added to a denominator."""
+    alpha: float | None = None
+    """Smoothing of rmsprop."""
+    rho: float | None = None
+    """Smoothing of adadelta."""
+    decay_norms_and_biases: bool = True
+    """Whether weight_decay reaches the parameters of norms (batch, layer, group, ...) and biases,
+    those of groups as well."""
+    groups: dict[str, OptimizerGroupConfig] = field(default_factory=dict)
+    """Parameters with settings of their own; of several that match, the first counts."""
+
+    def __post_init__(self) -> None:
+        """Checks names, ranges, and that the optimizer takes what is given."""
+        check_known("optimizer.name", self.name, OPTIMIZERS)
+        check_above_zero("optimizer.lr", self.lr)
+        check_at_least("optimizer.weight_decay", self.weight_decay, 0)
+        self._check_options("optimizer", self)
+        for name, group in self.groups.items():
+            self._check_options(f"optimizer.groups.{name}", group)
+            check_at_least(f"optimizer.groups.{name}.lr", group.lr, 0)
+            check_at_least(f"optimizer.groups.{name}.weight_decay", group.weight_decay, 0)
+        if self.nesterov and not self.momentum:
+            raise ConfigError("optimizer.nesterov needs optimizer.momentum above 0")
+
+    def _check_options(self, where: str, given: "OptimizerConfig | OptimizerGroupConfig") -> None:
+        takes = OPTIMIZERS[self.name]
+        for name in _OPTIONS:
+            if getattr(given, name) is not None and name not in takes:
+                known = ", ".join(("lr", "weight_decay", *takes))
+                raise ConfigError(f"{where}.{name} is not for {self.name}, which takes {known}")
+
+
+def given_settings(section: OptimizerConfig | OptimizerGroupConfig) -> dict[str, Any]:
+    """What a section gives of the settings that torch's optimizers take."""
+    settings = {name: getattr(section, name) for name in ("lr", "weight_decay", *_OPTIONS)}
+    return {name: value for name, value in settings.items() if value is not None}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from distrain.coordinator.history import History
     from distrain.coordinator.observers import EpochRecord
     from distrain.learn import schedules
+    from distrain.learn.averaging import ExponentialAverage, StochasticAverage
     from distrain.learn.losses import mean_over_samples
     from distrain.learn.parameter_groups import ParameterGroup
     from distrain.trainer import Trainer
@@ -20,8 +21,10 @@ _HOMES = {
     "Checkpoint": "distrain.coordinator.checkpointing",
     "EarlyStopping": "distrain.coordinator.early_stopping",
     "EpochRecord": "distrain.coordinator.observers",
+    "ExponentialAverage": "distrain.learn.averaging",
     "History": "distrain.coordinator.recording",
     "ParameterGroup": "distrain.learn.parameter_groups",
+    "StochasticAverage": "distrain.learn.averaging",
     "Trainer": "distrain.trainer",
     "mean_over_samples": "distrain.learn.losses",
 }
@@ -30,8 +33,10 @@ __all__ = [
     "Checkpoint",
     "EarlyStopping",
     "EpochRecord",
+    "ExponentialAverage",
     "History",
     "ParameterGroup",
+    "StochasticAverage",
     "Trainer",
     "mean_over_samples",
     "schedules",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from distrain.errors import ConfigError
+from distrain.learn.averaging import Average
 from distrain.learn.parameter_groups import ParameterGroup
 
 
@@ -12,6 +13,7 @@ def check_arguments(
     clip_norm: float | None,
     clip_value: float | None,
     groups: Sequence[ParameterGroup],
+    average: Average | None,
     max_time_s: float | None,
     saves: bool,
 ) -> None:
@@ -31,6 +33,11 @@ def check_arguments(
     if wrong is not None:
         raise ConfigError(
             f"groups has {wrong!r}; give a list such as [distrain.ParameterGroup('head.*', lr=0.1)]"
+        )
+    if not isinstance(average, Average | None):
+        raise ConfigError(
+            f"average is {average!r}; give distrain.ExponentialAverage(...) or "
+            "distrain.StochasticAverage(...)"
         )
     if max_time_s is not None and not saves:
         raise ConfigError(

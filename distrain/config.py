@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from distrain.checks import check_above_zero, check_at_least, check_known
 from distrain.errors import ConfigError
-from distrain.update_config import OptimizerConfig
+from distrain.update_config import AverageConfig, OptimizerConfig
 
 SCHEDULES: dict[str, tuple[str, ...]] = {
     "constant": (),
@@ -283,6 +283,7 @@ class Job:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    average: AverageConfig = field(default_factory=AverageConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

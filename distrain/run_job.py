@@ -23,11 +23,11 @@ from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.coordinator.history import History
 from distrain.errors import ConfigError
 from distrain.job_file import job_tables
-from distrain.learn import models, schedules
+from distrain.learn import averaging, models, schedules
 from distrain.learn.parameter_groups import Groups, ParameterGroup
 from distrain.parallel.split import plan_batches
 from distrain.trainer import Trainer
-from distrain.update_config import OptimizerConfig, given_settings
+from distrain.update_config import AverageConfig, OptimizerConfig, given_settings
 
 _MODELS: dict[str, Callable[..., torch.nn.Module]] = {"mlp": models.mlp, "cnn": models.cnn}
 
@@ -106,6 +106,7 @@ def job_trainer(job: Job, train: Dataset, *, fresh: bool = False) -> Trainer:
         schedule=make_schedule(job.schedule, _total_steps(job, train)),
         clip_norm=job.training.clip_norm,
         clip_value=job.training.clip_value,
+        average=make_average(job.average),
         early_stopping=None
         if early.monitor is None
         else EarlyStopping(
@@ -164,6 +165,15 @@ def make_schedule(config: ScheduleConfig, total_steps: int) -> schedules.Schedul
         case "cosine":
             return schedules.Cosine(**{"total_steps": total_steps, **given})
     return schedules.Constant()
+
+
+def make_average(config: AverageConfig) -> averaging.Average | None:
+    """The average of that name; None where none is named."""
+    kinds: dict[str, Callable[..., averaging.Average]] = {
+        "ema": averaging.ExponentialAverage,
+        "swa": averaging.StochasticAverage,
+    }
+    return None if config.name is None else kinds[config.name](**config.given)
 
 
 def make_transforms(where: str, config: dict[str, dict[str, Any]]) -> list[Transform]:

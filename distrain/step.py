@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from distrain.coordinator.ledger import Ledger, LedgerTotals
 from distrain.coordinator.metrics import MetricSet
 from distrain.errors import NonFiniteError, ProgramError
+from distrain.learn.averaging import AveragedWeights
 from distrain.learn.schedules import Schedule
 from distrain.numerics import aligned, micro_batch_seed, seed_generators
 from distrain.parallel.forward_guard import ForwardGuard
@@ -82,15 +83,18 @@ class TrainingStep:
         clip: Clip,
         rows_at: Callable[[int, int, int], NDArray[np.int64]],
         options: SumOptions = SumOptions(),  # noqa: B008 - it is frozen
+        average: AveragedWeights | None = None,
     ) -> None:
         """Lays out gradients and ledger for the model as it is now.
 
         `rows_at(epoch, start, stop)` names the samples at some positions, for error messages.
+        `average` is kept up with the weights.
         """
         self._moving, self._steps_done = threading.Lock(), -1
         self._model, self._run = model, micro_batch_step
         self._world, self._target, self._seed = world, target, seed
         self._divisor, self._rows_at = float(global_batch), rows_at
+        self.average = average or AveragedWeights(model, None)
         gradients = FlatGradients(model)
         self._statistics = RunningStatistics(model)
         self._ledger = Ledger(metrics, num_parameters=len(gradients.names))
@@ -166,8 +170,20 @@ class TrainingStep:
             self._steps_done = _IN_BETWEEN
             self._statistics.apply(summed.total.float32)
             self.update.move(batch.step, summed.gradient, totals.present)
+            self.average.update(batch.step + 1)
             self._steps_done = batch.step + 1
         return StepResult(batch, totals, norm, lr, summed.flags)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model holds the average meanwhile, where there is one; `at_rest` is not misled."""
+        with self._moving:
+            self.average.exchange()
+        try:
+            yield
+        finally:
+            with self._moving:
+                self.average.exchange()
 
     @contextmanager
     def at_rest(
@@ -187,7 +203,7 @@ class TrainingStep:
         while self._moving.acquire(timeout=max(0.0, end - time.monotonic())):
             try:
                 if self._steps_done == steps_done():
-                    standing = self._statistics.standing()
+                    standing = self._statistics.standing() | self.average.standing()
                     yield {
                         name: standing.get(id(tensor), tensor.detach())
                         for name, tensor in self._model.state_dict(keep_vars=True).items()

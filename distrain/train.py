@@ -59,18 +59,19 @@ class TrainingLoop:
                 if any(result.flags[Flag.STOP]):
                     raise StopAskedError(result.flags[Flag.STOP])
             if state.ends_epoch(steps_per_epoch) and state.totals is not None:
+                check_finite(self.model, state.step)
                 rate = seen / (time.monotonic() - began)
                 scores = state.totals.scores(metrics)
-                if parts.evaluate is not None:
-                    scores |= parts.evaluate(self.raised).scores(metrics, prefix="val_")
-                check_finite(self.model, state.step)
-                epoch, seconds = state.step // steps_per_epoch, time.monotonic() - began
-                record = EpochRecord(epoch, state.step, scores, seconds, rate)
-                recording.epoch(record)
-                verdict = judge(rule, state.progress, record.epoch, scores)
+                with parts.step.averaged():
+                    if parts.evaluate is not None:
+                        scores |= parts.evaluate(self.raised).scores(metrics, prefix="val_")
+                    epoch, seconds = state.step // steps_per_epoch, time.monotonic() - began
+                    record = EpochRecord(epoch, state.step, scores, seconds, rate)
+                    recording.epoch(record)
+                    verdict = judge(rule, state.progress, record.epoch, scores)
+                    if verdict.improved and rule is not None and rule.restore_best:
+                        best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
                 state = state.after_epoch(record, verdict)
-                if verdict.improved and rule is not None and rule.restore_best:
-                    best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
                 seen, began = 0, time.monotonic()
             recording.state(state, self.model, parts.step.update.ownership, best, asked=asked)
         return best

@@ -25,6 +25,7 @@ from distrain.describe import describe
 from distrain.errors import ConfigError
 from distrain.evaluate import Evaluation
 from distrain.identity import describe_optimizer, run_identity
+from distrain.learn.averaging import Average, AveragedWeights
 from distrain.learn.losses import SummedLoss, refuse_trainable
 from distrain.learn.optimizers import OptimizerFactory, checked_optimizer
 from distrain.learn.parameter_groups import ParameterGroup
@@ -65,6 +66,7 @@ class Trainer:
         schedule: Schedule | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        average: Average | None = None,
         early_stopping: EarlyStopping | None = None,
         checkpoint: Checkpoint | None = Checkpoint(),  # noqa: B008 - it is frozen
         micro_batch_step: MicroBatchStep | None = None,
@@ -99,6 +101,8 @@ class Trainer:
             schedule: From the step, counted from 0, to a factor on the learning rates.
             clip_norm: The gradient is scaled down to this global norm.
             clip_value: Each element of the gradient is clamped to this magnitude first.
+            average: Whether an average of the weights is what is evaluated, and the result:
+                `distrain.ExponentialAverage` or `distrain.StochasticAverage`.
             early_stopping: When to stop before the last epoch.
             checkpoint: When the run's state is written to its folder; None for never.
             micro_batch_step: `(model, columns) -> (loss sum, weight, outputs)` instead of
@@ -126,6 +130,7 @@ class Trainer:
             clip_norm=clip_norm,
             clip_value=clip_value,
             groups=groups,
+            average=average,
             max_time_s=max_time_s,
             saves=self._saves,
         )
@@ -148,6 +153,7 @@ class Trainer:
         self._metrics, self._schedule = tuple(metrics), schedule or Constant()
         self._clip, self._early_stopping = Clip(clip_value, clip_norm), early_stopping
         self._sum = SumOptions(shard_optimizer=shard_optimizer, gradient_dtype=gradient_dtype)
+        self._average = average
         self._reading = Reading(self._work, seed, prepare, standardize=standardize)
         self._folder, self._fresh, self._progress = run, fresh, progress
         self._checkpoint, self._max_time_s, self._grace_s = checkpoint, max_time_s, grace_s
@@ -163,6 +169,7 @@ class Trainer:
             "schedule": describe(self._schedule),
             "clip": describe(self._clip),
             "gradient_dtype": gradient_dtype,
+            "average": describe(average),
             "early_stopping": describe(early_stopping),
             "compute_threads": compute_threads,
             "deterministic": deterministic,
@@ -236,6 +243,8 @@ class Trainer:
             verify=verify,
         )
         plan, step = parts.plan, parts.step
+        last = epochs * plan.steps_per_epoch
+        step.average.check(last)
         identity = self._settings | run_identity(
             self.model, plan, parts.recipe, train=train, validation=validation
         )
@@ -244,8 +253,7 @@ class Trainer:
         ) as recording:
             if recording.is_finished(epochs):
                 return recording.load_result(self.model)
-            last = epochs * plan.steps_per_epoch
-            state, best = recording.take_up(self.model, step.update.ownership, last)
+            state, best = recording.take_up(self.model, step, last)
             recording.begin(plan, epochs, self._checkpoint if self._saves else None)
             with self._stop_watch(recording, step) as watch:
                 with parts.batches(range(state.step, last), prefetch, threads) as batches:
@@ -265,6 +273,8 @@ class Trainer:
                 watch.handled()
                 if best:
                     self.model.load_state_dict(best)
+                else:
+                    step.average.exchange()
                 return recording.finish(self.model, restored=bool(best))
 
     def assemble(
@@ -381,6 +391,7 @@ class Trainer:
             global_batch=plan.global_batch,
             schedule=self._schedule,
             clip=self._clip,
+            average=AveragedWeights(self.model, self._average, plan.steps_per_epoch),
             rows_at=lambda epoch, start, stop: sampling.order(epoch).rows(start, stop),
             options=self._sum,
         )

@@ -18,6 +18,12 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
 }
 """The optimizers by name, each with the fields it takes beside lr and weight_decay."""
 
+AVERAGES: dict[str, tuple[str, ...]] = {
+    "ema": ("decay", "every_steps", "start_step"),
+    "swa": ("start_epoch", "every_steps"),
+}
+"""The averages by name, each with the fields it takes."""
+
 _OPTIONS = ("momentum", "nesterov", "betas", "eps", "alpha", "rho")
 
 
@@ -92,6 +98,45 @@ class OptimizerConfig:
             if getattr(given, name) is not None and name not in takes:
                 known = ", ".join(("lr", "weight_decay", *takes))
                 raise ConfigError(f"{where}.{name} is not for {self.name}, which takes {known}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageConfig:
+    """An average of the weights, which is what is evaluated and the result; off unless named."""
+
+    name: str | None = None
+    """ema (exponential moving average) or swa (stochastic weight averaging, equal shares)."""
+    decay: float | None = None
+    """ema: share of the old average that each update keeps; 0.999 unless given."""
+    every_steps: int | None = None
+    """Steps between two updates; unless given 1 for ema, an epoch's for swa."""
+    start_step: int | None = None
+    """ema: steps done before averaging begins; 0 unless given."""
+    start_epoch: int | None = None
+    """swa: the first epoch, counted from 1, whose weights are averaged."""
+
+    def __post_init__(self) -> None:
+        """Checks names, and that the average takes what is given and is given what it needs."""
+        if self.name is not None:
+            check_known("average.name", self.name, AVERAGES)
+        takes = AVERAGES.get(self.name or "", ())
+        for name in self.given:
+            if name not in takes and self.name is None:
+                raise ConfigError(
+                    f"average.{name} is given, and average.name is not: name ema or swa"
+                )
+            if name not in takes:
+                raise ConfigError(
+                    f"average.{name} is not for {self.name}, which takes {', '.join(takes)}"
+                )
+        if self.name == "swa" and self.start_epoch is None:
+            raise ConfigError("average.start_epoch is missing: the average swa needs it")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields beside the name that are given."""
+        names = ("decay", "every_steps", "start_step", "start_epoch")
+        return {name: v for name in names if (v := getattr(self, name)) is not None}
 
 
 def given_settings(section: OptimizerConfig | OptimizerGroupConfig) -> dict[str, Any]:

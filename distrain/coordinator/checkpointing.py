@@ -20,6 +20,7 @@ from distrain.coordinator.observers import EpochRecord
 from distrain.coordinator.run_layout import folder_name, steps_in
 from distrain.coordinator.run_state import RunState
 from distrain.errors import ConfigError
+from distrain.learn.averaging import AveragedWeights
 from distrain.parallel.communicator import broadcast_bytes
 from distrain.parallel.ownership import OptimizerState, Ownership
 from distrain.parallel.world import World
@@ -27,7 +28,7 @@ from distrain.parallel.world import World
 TRY_AGAIN_S = 10.0
 """After a checkpoint could not be written."""
 
-MODEL, OPTIMIZER, BEST = "model", "optimizer", "best"
+MODEL, OPTIMIZER, BEST, AVERAGE = "model", "optimizer", "best", "average"
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -89,13 +90,12 @@ def superfluous_steps(
 
 
 def contents(
-    state: RunState, model: Tensors, optimizer: OptimizerState, best: Tensors
+    state: RunState, model: Tensors, optimizer: OptimizerState, best: Tensors, average: Tensors
 ) -> CheckpointContents:
     """All of a run's state, as a checkpoint holds it; `model` is the module's state."""
     tensors, numbers = optimizer
     groups: dict[str, Tensors] = {MODEL: model, OPTIMIZER: tensors}
-    if best:
-        groups[BEST] = best
+    groups |= {name: more for name, more in ((BEST, best), (AVERAGE, average)) if more}
     return CheckpointContents(groups, {"run": state.to_json(), "optimizer": numbers})
 
 
@@ -162,6 +162,7 @@ def take_up(
     found: CheckpointContents | None,
     model: torch.nn.Module,
     ownership: Ownership,
+    average: AveragedWeights,
     world: World,
 ) -> tuple[RunState, dict[str, torch.Tensor]]:
     """Sets every worker's state from the checkpoint that rank 0 has read, if it has.
@@ -174,9 +175,11 @@ def take_up(
     if not state:
         return RunState(), {}
     values = json.loads(state)
-    groups = {group: _broadcast_group(group, found, world) for group in (MODEL, OPTIMIZER, BEST)}
+    names = (MODEL, OPTIMIZER, BEST, AVERAGE)
+    groups = {group: _broadcast_group(group, found, world) for group in names}
     model.load_state_dict(groups[MODEL])
     ownership.load_optimizer_state(groups[OPTIMIZER], values["optimizer"])
+    average.take_up(groups[AVERAGE])
     return RunState.from_json(values["run"]), groups[BEST]
 
 

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -42,6 +42,28 @@ def score_lines(record: EpochRecord) -> list[str]:
     training = {name: score for name, score in record.scores.items() if not name.startswith("val_")}
     lines = [f"  training    {score_text(training)}"]
     return [*lines, f"  validation  {score_text(validation)}"] if validation else lines
+
+
+def summary_lines(
+    reason: str,
+    epochs: Sequence[EpochRecord],
+    best: int | None,
+    seconds: float,
+    num_workers: int,
+    *,
+    restored: bool,
+) -> list[str]:
+    """How a run ended; `restored` says that its result is the best epoch's weights."""
+    last = epochs[-1]
+    workers = "1 worker" if num_workers == 1 else f"{num_workers} workers"
+    lines = [
+        f"{reason} after epoch {last.epoch}, {last.step} steps, {seconds:.1f} s, {workers}",
+        *score_lines(last),
+    ]
+    if best is not None and best != last.epoch:
+        lines.append(f"best was epoch {best}" + (", whose weights are restored" * restored))
+        lines += score_lines(epochs[best - 1])
+    return lines
 
 
 class ProgressBar:

@@ -28,13 +28,14 @@ from distrain.coordinator.observers import (
     Observer,
     finite_or_none,
 )
-from distrain.coordinator.progress import progress_observer, say, score_lines
+from distrain.coordinator.progress import progress_observer, say, score_lines, summary_lines
 from distrain.coordinator.run_folder import RunFolder, load_model, numerics_fingerprint
 from distrain.coordinator.run_layout import DONE, EVENTS, FAILED, RESULT, STOPPED
 from distrain.coordinator.run_state import RunState
 from distrain.coordinator.stops import StopAskedError, StoppedError, end_process, reason_of
 from distrain.coordinator.tensorboard_log import TensorBoardLog
 from distrain.errors import ConfigError, ExitCode, NonFiniteError, exit_code_of
+from distrain.learn.averaging import AveragedWeights
 from distrain.parallel.communicator import broadcast_bytes
 from distrain.parallel.ownership import OptimizerState, Ownership
 from distrain.parallel.split import BatchPlan
@@ -62,6 +63,7 @@ class Recording:
         self._damaged: list[str] = []
         self._state, self._planned, self._steps = RunState(), 0, 0
         self._best: Mapping[str, torch.Tensor] = {}
+        self._average: AveragedWeights | None = None
         self._taken_up_at = 0
         self._writing = threading.Lock()
         self._began = time.monotonic()
@@ -109,9 +111,9 @@ class Recording:
         return History(epochs, best, result)
 
     def take_up(
-        self, model: torch.nn.Module, ownership: Ownership, last_step: int
+        self, model: torch.nn.Module, step: TrainingStep, last_step: int
     ) -> tuple[RunState, dict[str, torch.Tensor]]:
-        """Sets model and optimizer as the newest good checkpoint says, on every rank.
+        """Sets model, average and optimizer as the newest good checkpoint says, on every rank.
 
         Returns:
             The run's state, that of a run's begin where there is no checkpoint, and the best
@@ -130,7 +132,8 @@ class Recording:
             )
         found = None if newest is None else newest.contents
         self._damaged = [] if newest is None else newest.damaged
-        self._state, best = take_up(found, model, ownership, self._world)
+        self._average, ownership = step.average, step.update.ownership
+        self._state, best = take_up(found, model, ownership, self._average, self._world)
         self._best, self._taken_up_at = best, self._state.step
         return self._state, best
 
@@ -218,7 +221,8 @@ class Recording:
         began = time.monotonic()
         with self._writing:
             state = self._state
-            folder = keeper.write(state, contents(state, model, optimizer, self._best))
+            average = {} if self._average is None else self._average.state()
+            folder = keeper.write(state, contents(state, model, optimizer, self._best, average))
         seconds = round(time.monotonic() - began, 4)
         self._note("checkpoint", f"wrote {folder.name}", step=state.step, seconds=seconds)
 
@@ -307,7 +311,9 @@ class Recording:
             scores = _json_scores(epochs[-1].scores)
             self._write_status(DONE, reason, ExitCode.DONE, best_epoch=best, scores=scores)
         if self._world.rank == 0 and self._show:
-            self._say_summary(reason, best, result, restored=restored)
+            seconds, workers = time.monotonic() - self._began, self._world.size
+            lines = summary_lines(reason, epochs, best, seconds, workers, restored=restored)
+            say("\n".join([*lines, f"result: {result}"] if result else lines))
         return History(epochs, best, result)
 
     def fail(self, error: BaseException) -> None:
@@ -337,23 +343,6 @@ class Recording:
         with ExitStack() as stack:
             for observer in reversed(observers):
                 stack.callback(observer.end, ending)
-
-    def _say_summary(
-        self, reason: str, best: int | None, result: Path | None, *, restored: bool
-    ) -> None:
-        last = self._state.epochs[-1]
-        seconds = time.monotonic() - self._began
-        workers = "1 worker" if self._world.size == 1 else f"{self._world.size} workers"
-        lines = [
-            f"{reason} after epoch {last.epoch}, {last.step} steps, {seconds:.1f} s, {workers}",
-            *score_lines(last),
-        ]
-        if best is not None and best != last.epoch:
-            lines.append(f"best was epoch {best}" + (", whose weights are restored" * restored))
-            lines += score_lines(self._state.epochs[best - 1])
-        if result is not None:
-            lines.append(f"result: {result}")
-        say("\n".join(lines))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from distrain.config import (
 )
 from distrain.errors import ConfigError, UsageError
 from distrain.job_file import job_from_mapping, job_tables, job_toml, override, read_job
-from distrain.update_config import OptimizerConfig, OptimizerGroupConfig
+from distrain.update_config import AverageConfig, OptimizerConfig, OptimizerGroupConfig
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
 
@@ -43,13 +43,14 @@ def with_fields(**sections: dict[str, Any]) -> dict[str, Any]:
     ("raw", "message"),
     [
         (SMALLEST | {"optimiser": {}}, r"unknown field optimiser: did you mean optimizer\?"),
-        (SMALLEST | {"zzz": 1}, "unknown field zzz: known are checkpoint, data, early"),
+        (SMALLEST | {"zzz": 1}, "unknown field zzz: known are average, checkpoint, data, early"),
         (with_fields(data={"input": "x"}), r"unknown field data\.input: did you mean inputs\?"),
         (with_fields(model={"built": "x"}), r"unknown field model\.built: did you mean build\?"),
         (
             with_fields(optimizer={"groups": {"head": {"mach": "head.*"}}}),
             r"unknown field optimizer\.groups\.head\.mach: did you mean match\?",
         ),
+        (with_fields(average={"decai": 1}), r"unknown field average\.decai: did you mean decay\?"),
         (with_fields(run={"sed": 1}), r"unknown field run\.sed: did you mean seed"),
         (with_fields(loss={"nam": 1}), r"unknown field loss\.nam: did you mean name\?"),
         (
@@ -235,6 +236,13 @@ JOBS = st.builds(
     loss=st.builds(LossConfig, class_weights=st.none() | st.lists(NUMBERS, min_size=1).map(tuple)),
     optimizer=OPTIMIZER_CONFIGS,
     schedule=SCHEDULE_CONFIGS,
+    average=st.sampled_from(
+        (
+            AverageConfig(),
+            AverageConfig(name="ema", decay=0.5, start_step=3),
+            AverageConfig(name="swa", start_epoch=2, every_steps=7),
+        )
+    ),
     training=st.builds(
         TrainingConfig,
         epochs=st.integers(1, 99),

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,36 @@ def test_a_run_cut_off_anywhere_ends_with_the_bits_of_the_unbroken_one(
     assert resumed == ([] if cut_at == 1 else [cut_at // 2 * 2])
 
 
+@pytest.mark.parametrize(
+    ("average", "cut_at"),
+    [
+        (distrain.ExponentialAverage(0.9), 9),
+        (distrain.ExponentialAverage(0.9, every_steps=3, start_step=4), 9),
+        (distrain.StochasticAverage(start_epoch=2), 21),
+        (distrain.StochasticAverage(start_epoch=3), 9),
+    ],
+)
+@pytest.mark.parametrize("restore_best", [True, False])
+def test_an_average_goes_on_as_if_nothing_had_happened(
+    digits: Path, tmp_path: Path, average: Any, cut_at: int, restore_best: bool
+) -> None:
+    options: dict[str, Any] = {
+        "average": average,
+        "optimizer": lambda groups: torch.optim.AdamW(groups, lr=0.01),
+        "groups": [distrain.ParameterGroup("5.*", lr=0.003)],
+        "decay_norms_and_biases": False,
+        "early_stopping": distrain.EarlyStopping("val_loss", 9, restore_best=restore_best),
+    }
+    whole = fit(digits, tmp_path / "whole", **options)
+    with pytest.raises(PowerCutError):
+        fit(digits, tmp_path / "run", cut_at=cut_at, **options)
+    again = fit(digits, tmp_path / "run", **options)
+    assert weights_digest(again.model) == weights_digest(whole.model)
+    assert told(tmp_path / "run") == told(tmp_path / "whole")
+    loaded = fit(digits, tmp_path / "run", **options)
+    assert weights_digest(loaded.model) == weights_digest(whole.model)
+
+
 def test_a_run_that_was_stopped_early_does_not_go_on_after_its_last_checkpoint(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,11 +232,16 @@ def test_checkpoints_keep_no_more_than_they_were_told(
     assert names == ["step-000000022", "step-000000024"]
 
 
-def start(digits: Path, folder: Path, workers: int) -> subprocess.Popen[str]:
+AVERAGED = ("--average.name", "ema", "--average.decay", "0.9", "--average.start-step", "9")
+
+
+def start(
+    digits: Path, folder: Path, workers: int, options: Sequence[str]
+) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "launch.main", "train", str(JOB), "--data.path", str(digits)]
     more = ["--run.dir", str(folder), "--workers", str(workers), "--checkpoint.every-steps", "3"]
     return subprocess.Popen(
-        [*command, *more, "--training.epochs", "12"],
+        [*command, *more, "--training.epochs", "12", *options],
         env=clean_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -214,16 +249,17 @@ def start(digits: Path, folder: Path, workers: int) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.parametrize("options", [(), AVERAGED], ids=["plain", "averaged"])
 def test_a_run_killed_with_all_its_workers_goes_on_at_other_numbers_of_them(
-    digits: Path, tmp_path: Path
+    digits: Path, tmp_path: Path, options: Sequence[str]
 ) -> None:
     seed = int(time.time())
     print(f"seed {seed}")
     moments = random.Random(seed)
-    whole = start(digits, tmp_path / "whole", 1)
+    whole = start(digits, tmp_path / "whole", 1, options)
     assert whole.wait(timeout=240) == 0, whole.communicate()
     for workers in (4, 1, 3):
-        run = start(digits, tmp_path / "run", workers)
+        run = start(digits, tmp_path / "run", workers, options)
         log = tmp_path / "run" / "events.jsonl"
         before = log.stat().st_size if log.exists() else 0
         while run.poll() is None and (not log.exists() or log.stat().st_size == before):

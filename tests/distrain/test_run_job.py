@@ -316,15 +316,16 @@ def test_whitening_in_a_job_is_fitted_to_the_training_part_and_serves_validation
     assert history["val_accuracy"][-1] > 0.5
 
 
-def test_a_jobs_groups_are_the_trainers(iris: Path) -> None:
+def test_a_jobs_groups_and_average_are_the_trainers(iris: Path) -> None:
     fields = {
         "name": "adamw",
         "lr": 0.05,
         "decay_norms_and_biases": False,
         "groups": {"head": {"match": "3.*", "lr": 0.5, "betas": [0.5, 0.6]}},
     }
+    average = {"name": "ema", "decay": 0.5}
     training = {"epochs": 3, "global_batch": 32}
-    made = job(iris, optimizer=fields, training=training)
+    made = job(iris, optimizer=fields, average=average, training=training)
     train, _ = job_datasets(made)
     trainer = job_trainer(made, train)
     trainer.assemble(train, global_batch=32)
@@ -340,6 +341,10 @@ def test_a_jobs_groups_are_the_trainers(iris: Path) -> None:
         (0.5, (0.5, 0.6), default, 1),
         (0.5, (0.5, 0.6), 0.0, 1),
     ]
+    plain = run_job(job(iris, optimizer=fields, training=training))
+    averaged = run_job(made)
+    assert averaged["loss"] == plain["loss"]
+    assert averaged["val_loss"][-1] != plain["val_loss"][-1]
 
 
 def test_a_jobs_group_that_matches_nothing_is_refused(iris: Path) -> None:

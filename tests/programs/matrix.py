@@ -220,6 +220,22 @@ def main(out: Path) -> None:
     head = [distrain.ParameterGroup("[23].*", lr=0.5, weight_decay=0.1)]
     rows |= {
         "groups": train(batch_norm_net, adam, groups=head, decay_norms_and_biases=False),
+        "groups_sharded_averaged": train(
+            batch_norm_net,
+            OPTIMIZERS["adamax"],
+            groups=head,
+            decay_norms_and_biases=False,
+            average=distrain.StochasticAverage(2, every_steps=1),
+            shard_optimizer=True,
+        ),
+        "ema": train(batch_norm_net, sgd, average=distrain.ExponentialAverage(0.9)),
+        "swa": train(tied_net, sgd, average=distrain.StochasticAverage(1, every_steps=2)),
+        "ema_restored": train(
+            batch_norm_net,
+            adam,
+            average=distrain.ExponentialAverage(0.75, every_steps=2, start_step=1),
+            early_stopping=distrain.EarlyStopping("val_loss", mode="max", restore_best=True),
+        ),
     }
     generator = np.random.default_rng(1)
     odd = Dataset.from_arrays(

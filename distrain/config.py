@@ -196,6 +196,8 @@ class TrainingConfig:
     """Scale the gradient down to this global norm."""
     clip_value: float | None = None
     """Clamp each element of the gradient to this magnitude."""
+    batch_norm: Literal["micro", "sync"] = "micro"
+    """Batch norm by each micro-batch's own statistics, or by those of the whole global batch."""
     metrics: tuple[str, ...] = ()
     """accuracy, precision, recall, f1 (macro; with _micro micro averages), mse, mae."""
 

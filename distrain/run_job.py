@@ -117,6 +117,7 @@ def job_trainer(job: Job, train: Dataset, *, fresh: bool = False) -> Trainer:
         standardize=job.data.standardize,
         shard_optimizer=job.parallel.shard_optimizer,
         gradient_dtype=job.parallel.gradient_dtype,
+        batch_norm=job.training.batch_norm,
         compute_threads=job.run.compute_threads,
         deterministic=job.run.deterministic,
         max_time_s=job.run.max_time_s,

@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from distrain.blame import Mark, RowsAt, new_marks, non_finite
 from distrain.coordinator.ledger import Ledger, LedgerTotals
 from distrain.coordinator.metrics import MetricSet
-from distrain.errors import NonFiniteError, ProgramError
+from distrain.errors import ConfigError, NonFiniteError, ProgramError
 from distrain.learn.averaging import AveragedWeights
 from distrain.learn.schedules import Schedule
 from distrain.numerics import aligned, micro_batch_seed, seed_generators
@@ -23,6 +24,7 @@ from distrain.parallel.payload import Payload
 from distrain.parallel.running_statistics import RunningStatistics
 from distrain.parallel.split import GlobalBatch
 from distrain.parallel.summing import Flag, StepSum, SumOptions
+from distrain.parallel.sync_batch_norm import SynchronizedNorms
 from distrain.parallel.world import World
 from distrain.update import Clip, WeightUpdate
 
@@ -81,14 +83,16 @@ class TrainingStep:
         global_batch: int,
         schedule: Schedule,
         clip: Clip,
-        rows_at: Callable[[int, int, int], NDArray[np.int64]],
+        rows_at: RowsAt,
         options: SumOptions = SumOptions(),  # noqa: B008 - it is frozen
         average: AveragedWeights | None = None,
+        batch_norm: Literal["micro", "sync"] = "micro",
     ) -> None:
         """Lays out gradients and ledger for the model as it is now.
 
         `rows_at(epoch, start, stop)` names the samples at some positions, for error messages.
         `average` is kept up with the weights.
+        `batch_norm` says whose statistics normalise: a micro-batch's, or the global batch's.
         """
         self._moving, self._steps_done = threading.Lock(), -1
         self._model, self._run = model, micro_batch_step
@@ -96,7 +100,12 @@ class TrainingStep:
         self._divisor, self._rows_at = float(global_batch), rows_at
         self.average = average or AveragedWeights(model, None)
         gradients = FlatGradients(model)
-        self._statistics = RunningStatistics(model)
+        if batch_norm not in ("micro", "sync"):
+            raise ConfigError(f'batch_norm is {batch_norm!r}; give "micro" or "sync"')
+        self._statistics = RunningStatistics(model, synchronized=batch_norm == "sync")
+        self._norms: SynchronizedNorms | None = None
+        if batch_norm == "sync" and self._statistics.has_batch_norm:
+            self._norms = SynchronizedNorms(model, world.communicator, world.device)
         self._ledger = Ledger(metrics, num_parameters=len(gradients.names))
         self._sum = StepSum(
             gradients,
@@ -148,8 +157,8 @@ class TrainingStep:
             self._statistics.begin()
         self._guard.begin()
         owned = self._sum.begin(batch.num_micro_batches)
-        for micro_batch in owned:
-            self._compute(batch, owned, micro_batch, columns)
+        for _ in self._leaves(batch, owned, columns):
+            pass
         self._guard.check()
         summed = self._sum.close(raised())
         if summed.is_wrong:  # seen by all workers alike: once more, the slow way
@@ -169,6 +178,8 @@ class TrainingStep:
         with self._moving:
             self._steps_done = _IN_BETWEEN
             self._statistics.apply(summed.total.float32)
+            if self._norms is not None:
+                self._norms.apply()
             self.update.move(batch.step, summed.gradient, totals.present)
             self.average.update(batch.step + 1)
             self._steps_done = batch.step + 1
@@ -216,39 +227,75 @@ class TrainingStep:
             time.sleep(_LOOK_AGAIN_S)
         raise NotAtRestError("an update of the weights has failed or does not end")
 
-    def _compute(
-        self, batch: GlobalBatch, owned: range, micro_batch: int, columns: Columns
-    ) -> Payload:
-        """One micro-batch's loss, gradient, statistics and metrics, as a leaf of the tree."""
-        first = batch.positions(owned)[0]
-        start, stop = batch.positions(range(micro_batch, micro_batch + 1))
-        sample = {
-            name: aligned(column[start - first : stop - first]) for name, column in columns.items()
-        }
-        with self._sum.leaf(is_last=micro_batch == owned.stop - 1) as leaf:
-            loss_sum, weight, outputs = self._forward_backward(batch, micro_batch, sample)
-            self._sum.gradients.mark(self._ledger.present(leaf))
-            share = (stop - start) / batch.num_samples
-            self._statistics.collect(leaf.float32, share)
-            self._ledger.write(
-                leaf,
-                loss_sum=loss_sum,
-                weight=weight,
-                num_samples=stop - start,
-                outputs=outputs,
-                target=sample.get(self._target),
-            )
-        return leaf
+    def _leaves(
+        self, batch: GlobalBatch, owned: range, columns: Columns
+    ) -> Iterator[tuple[int, Payload]]:
+        """This worker's micro-batches, each as a leaf of the tree: loss, gradient and the rest."""
+        finished: dict[int, tuple[Columns, MicroBatchResult]] = {}
+        if self._norms is not None and not owned:
+            self._in_lockstep(self._norms, batch, owned, columns)  # the others count on it
+        for micro_batch in owned:
+            with self._sum.leaf(is_last=micro_batch == owned.stop - 1) as leaf:
+                start, stop = batch.positions(range(micro_batch, micro_batch + 1))
+                collect = partial(
+                    self._statistics.collect, leaf.float32, (stop - start) / batch.num_samples
+                )
+                if self._norms is not None:
+                    finished = finished or self._in_lockstep(self._norms, batch, owned, columns)
+                    self._norms.hand_over(micro_batch - owned.start)
+                    sample, result = finished[micro_batch]
+                else:
+                    sample = _sample(batch, owned, micro_batch, columns)
+                    result = self._forward_backward(
+                        self._model, batch, micro_batch, sample, collect
+                    )
+                self._sum.gradients.mark(self._ledger.present(leaf))
+                loss_sum, weight, outputs = result
+                self._ledger.write(
+                    leaf,
+                    loss_sum=loss_sum,
+                    weight=weight,
+                    num_samples=stop - start,
+                    outputs=outputs,
+                    target=sample.get(self._target),
+                )
+            yield micro_batch, leaf
+
+    def _in_lockstep(
+        self, norms: SynchronizedNorms, batch: GlobalBatch, owned: range, columns: Columns
+    ) -> dict[int, tuple[Columns, MicroBatchResult]]:
+        """All own micro-batches together: their norms meet. Samples and results, by number."""
+        finished: dict[int, tuple[Columns, MicroBatchResult]] = {}
+
+        def work(micro_batch: int, module: torch.nn.Module) -> None:
+            sample = _sample(batch, owned, micro_batch, columns)
+            result = self._forward_backward(module, batch, micro_batch, sample)
+            finished[micro_batch] = sample, result
+
+        self._sum.gradients.clear()
+        works = [partial(work, one) for one in owned]
+        norms.run(batch.step, batch.num_micro_batches, works, looks=self._sum.is_alone)
+        return finished
 
     def _forward_backward(
-        self, batch: GlobalBatch, micro_batch: int, sample: Columns
+        self,
+        module: torch.nn.Module,
+        batch: GlobalBatch,
+        micro_batch: int,
+        sample: Columns,
+        collect: Callable[[], None] = lambda: None,
     ) -> MicroBatchResult:
-        self._sum.gradients.clear()
+        """`collect` is called in between: what is computed again for a backward pass, under
+        activation checkpointing, moves running statistics once more.
+        """
+        if module is self._model:
+            self._sum.gradients.clear()
         self._statistics.restore()
         seed_generators(micro_batch_seed(self._seed, batch.step, micro_batch), self._world.device)
         try:
-            loss_sum, weight, outputs = checked_result(self._run(self._model, sample))
+            loss_sum, weight, outputs = checked_result(self._run(module, sample))
             _check_loss(loss_sum)
+            collect()
             (loss_sum / self._divisor).backward()  # type: ignore[no-untyped-call]
         except ValueError as error:
             if self._statistics.has_batch_norm and "more than 1 value per channel" in str(error):
@@ -265,24 +312,17 @@ class TrainingStep:
 
         A closing exchange, which all workers enter since all saw the same sum.
         """
-        marks = torch.zeros(2, batch.num_micro_batches, dtype=torch.int64)
-        for micro_batch in owned:
-            self._sum.begin(batch.num_micro_batches, alone=True)
-            leaf = self._compute(batch, owned, micro_batch, columns)
-            marks[0, micro_batch] = not math.isfinite(float(leaf.float64[0]))
-            marks[1, micro_batch] = not bool(torch.isfinite(leaf.gradient).all())
+        marks = new_marks(batch.num_micro_batches)
+        self._sum.begin(batch.num_micro_batches, alone=True)
+        for micro_batch, leaf in self._leaves(batch, owned, columns):
+            marks[Mark.LOSS, micro_batch] = not math.isfinite(float(leaf.float64[0]))
+            marks[Mark.GRADIENT, micro_batch] = not bool(torch.isfinite(leaf.gradient).all())
+        if self._norms is not None:
+            self._norms.mark(marks[Mark.NORM_INPUT], marks[Mark.NORM_GRADIENT])
         self._statistics.restore()
         self._sum.gradients.clear()
         gathered = self._world.communicator.all_gather(marks.to(self._world.device)).sum(0).cpu()
-        what, found = "sum of the gradients", list(range(batch.num_micro_batches))
-        for name, row in (("gradient", gathered[1]), ("loss", gathered[0])):
-            if row.any():
-                what, found = name, torch.nonzero(row).flatten().tolist()
-        positions = [batch.positions(range(number, number + 1)) for number in found]
-        rows = np.concatenate([self._rows_at(batch.epoch, *position) for position in positions])
-        return NonFiniteError(
-            step=batch.step + 1, epoch=batch.epoch + 1, what=what, rows=rows.tolist()
-        )
+        return non_finite(batch, gathered, self._rows_at)
 
 
 def check_finite(model: torch.nn.Module, step: int) -> None:
@@ -297,6 +337,13 @@ def check_finite(model: torch.nn.Module, step: int) -> None:
                 f"parameter {name} is not finite after step {step}: lower the learning rate or the "
                 "weight decay, or clip the gradient"
             )
+
+
+def _sample(batch: GlobalBatch, owned: range, micro_batch: int, columns: Columns) -> Columns:
+    """One micro-batch's columns from those of all own ones."""
+    first = batch.positions(owned)[0]
+    start, stop = batch.positions(range(micro_batch, micro_batch + 1))
+    return {name: aligned(column[start - first : stop - first]) for name, column in columns.items()}
 
 
 def checked_result(result: object) -> MicroBatchResult:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.optim import Optimizer
 
 from data_pipeline.augment import Transform
 from data_pipeline.dataset import Dataset
@@ -74,6 +75,7 @@ class Trainer:
         standardize: bool = True,
         shard_optimizer: bool = False,
         gradient_dtype: Literal["float32", "bfloat16"] = "float32",
+        batch_norm: Literal["micro", "sync"] = "micro",
         compute_threads: int = 1,
         deterministic: bool = True,
         max_time_s: float | None = None,
@@ -111,6 +113,7 @@ class Trainer:
             standardize: Scale uint8 and float inputs by the training part's mean and std.
             shard_optimizer: Each worker has a share of the optimizer's state (ZeRO stage 1).
             gradient_dtype: What gradients travel as; part of the result.
+            batch_norm: Normalises by a micro-batch's own statistics, or by the whole batch's.
             compute_threads: Threads of a worker on a CPU; part of the result.
             deterministic: Deterministic kernels only; an operation that has none is an error.
             max_time_s: Save and stop after so long, counted from the launcher's start.
@@ -138,7 +141,7 @@ class Trainer:
         self._fix_kernels = partial(fix_kernels, compute_threads, deterministic=deterministic)
         self._fix_kernels()
         self.model = build_model(model, seed, self._world)
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer: Optimizer | None = None
         summed = SummedLoss(loss, self._world.device)
         self._work = MicroBatchWork(loss=summed, inputs=inputs, target=target, own=micro_batch_step)
         refuse_trainable(loss, self.model)
@@ -157,7 +160,7 @@ class Trainer:
         self._reading = Reading(self._work, seed, prepare, standardize=standardize)
         self._folder, self._fresh, self._progress = run, fresh, progress
         self._checkpoint, self._max_time_s, self._grace_s = checkpoint, max_time_s, grace_s
-        self._job = job or {}
+        self._job, self._batch_norm = job or {}, batch_norm
         self._settings = {
             "seed": seed,
             "inputs": inputs,
@@ -170,6 +173,7 @@ class Trainer:
             "clip": describe(self._clip),
             "gradient_dtype": gradient_dtype,
             "average": describe(average),
+            "batch_norm": batch_norm,
             "early_stopping": describe(early_stopping),
             "compute_threads": compute_threads,
             "deterministic": deterministic,
@@ -289,7 +293,7 @@ class Trainer:
         sampling: Kind = "shuffled",
         verify: bool = True,
     ) -> Assembly:
-        """Puts a training's parts together without starting it; arguments and errors: `fit`'s."""
+        """Puts a training's parts together; arguments and errors are those of `fit`."""
         if global_batch < 1:
             raise ConfigError(f"global_batch is {global_batch}; it must be 1 or more")
         self._fix_kernels()  # another trainer of this process may have set others
@@ -374,11 +378,7 @@ class Trainer:
                 rule.check(known)
 
     def _training_step(
-        self,
-        optimizer: torch.optim.Optimizer,
-        plan: BatchPlan,
-        metrics: MetricSet,
-        sampling: Sampling,
+        self, optimizer: Optimizer, plan: BatchPlan, metrics: MetricSet, sampling: Sampling
     ) -> TrainingStep:
         return TrainingStep(
             self.model,
@@ -394,4 +394,5 @@ class Trainer:
             average=AveragedWeights(self.model, self._average, plan.steps_per_epoch),
             rows_at=lambda epoch, start, stop: sampling.order(epoch).rows(start, stop),
             options=self._sum,
+            batch_norm=self._batch_norm,
         )

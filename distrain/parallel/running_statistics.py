@@ -20,8 +20,8 @@ class RunningStatistics:
         num_floats: float32 words that they take in a payload.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        """Finds the buffers.
+    def __init__(self, model: torch.nn.Module, *, synchronized: bool = False) -> None:
+        """Finds the buffers; not those of batch norms where these are synchronized.
 
         Raises:
             ConfigError: the model has torch's SyncBatchNorm, which would talk past the tree.
@@ -36,9 +36,11 @@ class RunningStatistics:
             if isinstance(module, torch.nn.SyncBatchNorm):
                 raise ConfigError(
                     f"{name} is torch's SyncBatchNorm, whose sums depend on the number of workers: "
-                    "use BatchNorm, whose statistics are then those of a micro-batch"
+                    'use BatchNorm with batch_norm = "sync", for statistics of the whole batch'
                 )
-            if not isinstance(module, _NormBase):
+            is_batch_norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+            self.has_batch_norm |= is_batch_norm
+            if not isinstance(module, _NormBase) or (is_batch_norm and synchronized):
                 continue
             for buffer in (module.running_mean, module.running_var):
                 if buffer is not None and id(buffer) not in known:
@@ -46,12 +48,10 @@ class RunningStatistics:
                     self._means.append(buffer)
                     self._mean_owners.append(module)
             # Instance norm has a count too, and never moves it.
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                self.has_batch_norm = True
-                if module.num_batches_tracked is not None:
-                    known.add(id(module.num_batches_tracked))
-                    self._counters.append(module.num_batches_tracked)
-                    self._counter_owners.append(module)
+            if is_batch_norm and module.num_batches_tracked is not None:
+                known.add(id(module.num_batches_tracked))
+                self._counters.append(module.num_batches_tracked)
+                self._counter_owners.append(module)
         self.covered = frozenset(known)
         self._at_begin: list[torch.Tensor] = []
         self.num_floats = sum(buffer.numel() for buffer in self._means)

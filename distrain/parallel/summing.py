@@ -83,6 +83,7 @@ class StepSum:
     Attributes:
         gradients: Where each parameter's gradient lies.
         layout: Of one partial sum.
+        is_alone: The micro-batches are looked at one by one, to find a fault.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class StepSum:
         if self._parts and world.size > 1:
             self._overlap = Overlap(gradients, self._parts)
         self._float32 = torch.zeros(0, device=world.device)
-        self._was_late = self._is_alone = False
+        self._was_late = self.is_alone = False
 
     @property
     def num_payloads(self) -> int:
@@ -147,7 +148,7 @@ class StepSum:
 
     def begin(self, num_leaves: int, *, alone: bool = False) -> range:
         """Starts a step; returns this worker's leaves. `alone`: they are looked at, not summed."""
-        self._was_late, self._is_alone = False, alone
+        self._was_late, self.is_alone = False, alone
         return self._reduction.begin(num_leaves)
 
     @contextmanager
@@ -157,7 +158,7 @@ class StepSum:
         The last leaf's travels meanwhile, where it is long enough.
         """
         leaf = self._reduction.leaf()
-        if self._is_alone:
+        if self.is_alone:
             yield leaf
             self.gradients.collect(self.gradients.buffer_views(leaf.gradient))
             self._reduction.put_back(leaf)

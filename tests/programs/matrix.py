@@ -1,6 +1,6 @@
 """Trains every row of the bit matrix in one process group; rank 0 writes a digest a row.
 
-Usage: matrix.py OUT.json
+Usage: matrix.py OUT.json [sync]     with "sync", the rows of synchronised batch norm
 """
 
 import json
@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import distrain
 from data_pipeline import Dataset
 from distrain.learn.losses import LossResult
 from distrain.parallel.replicas import weights_digest
+from distrain.parallel.world import join
 from distrain.step import Columns, MicroBatchResult
 
 Parameters = Iterable[nn.Parameter]
@@ -127,6 +129,42 @@ def convolution_net() -> nn.Module:
     )
 
 
+class Residual(nn.Module):
+    """Norms on both sides of a skip, dropout between them; half of it may be computed again."""
+
+    def __init__(self, *, again: bool = False) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(nn.Unflatten(1, (1, 2, 4)), nn.Conv2d(1, 8, 3, padding=1))
+        self.around = nn.Sequential(
+            nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.Conv2d(8, 8, 3, padding=1)
+        )
+        self.leave = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+        self.head, self.again = nn.Linear(64, CLASSES), again
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.enter(x)
+        y = checkpoint(self.around, x, use_reentrant=False) if self.again else self.around(x)
+        outputs: torch.Tensor = self.head(self.leave(x + y))
+        return outputs
+
+
+class UsedThrice(nn.Module):
+    """A weight that autocast converts on both sides of a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm, self.head = (
+            nn.Linear(8, 8),
+            nn.BatchNorm1d(8),
+            nn.Linear(8, CLASSES),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.linear(x))
+        outputs: torch.Tensor = self.head(self.linear(x) + self.linear(x * 0.3).tanh())
+        return outputs
+
+
 NETS: dict[str, Callable[[], nn.Module]] = {
     "dropout": dropout_net,
     "batch_norm": batch_norm_net,
@@ -195,7 +233,42 @@ def train(
     return f"{weights_digest(trainer.model)} {scores}"
 
 
-def main(out: Path) -> None:
+def half_step(model: nn.Module, columns: Columns) -> MicroBatchResult:
+    """A micro-batch function that computes in bfloat16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(columns["x"]).float()
+    loss = nn.functional.cross_entropy(outputs, columns["y"], reduction="sum")
+    return loss, float(len(outputs)), outputs
+
+
+def sync_rows() -> dict[str, str]:
+    """Batch norm over the whole global batch, and what it is compared with."""
+    nets: dict[str, Callable[[], nn.Module]] = {
+        "batch_norm": batch_norm_net,
+        "cumulative": convolution_net,
+        "residual": Residual,
+        "recomputed": lambda: Residual(again=True),
+    }
+    rows = {
+        f"{optimizer}-{net}": train(nets[net], OPTIMIZERS[optimizer], batch_norm="sync")
+        for optimizer in ("sgd", "adamw")
+        for net in nets
+    }
+    sgd, adam = OPTIMIZERS["sgd"], OPTIMIZERS["adam"]
+    return rows | {
+        "own_step": train(batch_norm_net, sgd, micro_batch_step=noisy_step, batch_norm="sync"),
+        "bfloat16": train(UsedThrice, sgd, micro_batch_step=half_step, batch_norm="sync"),
+        "one_sample": train(batch_norm_net, sgd, micro_batch=1, global_batch=8, batch_norm="sync"),
+        "sharded": train(Residual, adam, batch_norm="sync", shard_optimizer=True),
+        "no_norm": train(dropout_net, sgd, batch_norm="sync"),
+        "micro-no_norm": train(dropout_net, sgd),
+        "micro-residual": train(Residual, sgd),
+        "micro-recomputed": train(lambda: Residual(again=True), sgd),
+    }
+
+
+def all_rows() -> dict[str, str]:
+    """Everything but synchronised batch norm."""
     rows = {
         f"{optimizer}-{net}": train(NETS[net], OPTIMIZERS[optimizer], metrics=["accuracy", "f1"])
         for optimizer in OPTIMIZERS
@@ -249,9 +322,15 @@ def main(out: Path) -> None:
         model=dropout_net, loss=weighted, optimizer=sgd, inputs="x", target="y", progress=False
     )
     rows["predict"] = str(trainer.predict(make_data(ignored=False)).tolist())
-    if trainer.rank == 0:
-        out.write_text(json.dumps({"world_size": trainer.world_size, "rows": rows}))
+    return rows
+
+
+def main(out: Path, which: str = "all") -> None:
+    rows = sync_rows() if which == "sync" else all_rows()
+    world = join()
+    if world.rank == 0:
+        out.write_text(json.dumps({"world_size": world.size, "rows": rows}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,8 +22,10 @@ from distrain.parallel.gradients import FlatGradients
 from distrain.parallel.payload import Payload
 from distrain.parallel.running_statistics import RunningStatistics
 from distrain.parallel.split import GlobalBatch
+from distrain.parallel.state_check import StateCheck
 from distrain.parallel.summing import Flag, StepSum, SumOptions
 from distrain.parallel.world import World
+from distrain.practice.inspection import Inspection, Inspector
 from distrain.update import Clip, WeightUpdate
 
 Columns = Mapping[str, torch.Tensor]
@@ -51,6 +54,7 @@ class StepResult:
         grad_norm: Global 2-norm of the mean gradient before clipping.
         lr: Learning rate of the first parameter group.
         flags: What the workers have raised, by kind and rank; no number above depends on it.
+        inspection: What the step did to each parameter, where it was looked at.
     """
 
     batch: GlobalBatch
@@ -58,6 +62,7 @@ class StepResult:
     grad_norm: float
     lr: float
     flags: Mapping[Flag, tuple[int, ...]] = field(default_factory=dict)
+    inspection: Inspection | None = None
 
 
 class NotAtRestError(ProgramError):
@@ -82,6 +87,8 @@ class TrainingStep:
         clip: Clip,
         rows_at: Callable[[int, int, int], NDArray[np.int64]],
         options: SumOptions = SumOptions(),  # noqa: B008 - it is frozen
+        inspect_every: int | None = None,
+        check_every: int | None = None,
     ) -> None:
         """Lays out gradients and ledger for the model as it is now.
 
@@ -107,6 +114,9 @@ class TrainingStep:
         self.update = WeightUpdate(
             optimizer, ownership, schedule, clip, seed=seed, device=world.device
         )
+        replicated = None if options.shard_optimizer else optimizer
+        self.check = StateCheck(model, replicated, world, check_every)
+        self._inspector = Inspector(gradients.names, gradients.parameters, inspect_every)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -140,6 +150,7 @@ class TrainingStep:
         Raises:
             NonFiniteError: on all workers alike; the weights are those before the step.
         """
+        digest = self.check.word(batch.step)
         with self._moving:  # from here on the running statistics move with each micro-batch
             self._statistics.begin()
         self._guard.begin()
@@ -147,7 +158,8 @@ class TrainingStep:
         for micro_batch in owned:
             self._compute(batch, owned, micro_batch, columns)
         self._guard.check()
-        summed = self._sum.close(raised())
+        summed = self._sum.close({**raised(), Flag.STATE: digest})
+        self.check.judge(batch.step, summed.flags[Flag.STATE])
         if summed.is_wrong:  # seen by all workers alike: once more, the slow way
             self._statistics.restore()
             return self(batch, columns, raised)
@@ -160,6 +172,7 @@ class TrainingStep:
         norm = self.update.norm(summed.gradient)
         if not (math.isfinite(norm) and math.isfinite(totals.loss_sum)):
             raise self._non_finite(batch, owned, columns)
+        self._inspector.before(batch.step, partial(self.update.ownership.whole, summed.gradient))
         self.update.clip(summed.gradient, norm)
         lr = self.update.set_learning_rate(batch.step)
         with self._moving:
@@ -167,7 +180,7 @@ class TrainingStep:
             self._statistics.apply(summed.total.float32)
             self.update.move(batch.step, summed.gradient, totals.present)
             self._steps_done = batch.step + 1
-        return StepResult(batch, totals, norm, lr, summed.flags)
+        return StepResult(batch, totals, norm, lr, summed.flags, self._inspector.after())
 
     @contextmanager
     def at_rest(
@@ -257,6 +270,7 @@ class TrainingStep:
             marks[1, micro_batch] = not bool(torch.isfinite(leaf.gradient).all())
         self._statistics.restore()
         self._sum.gradients.clear()
+        self.check.compare(batch.step)  # a worker's silent error would be the cause
         gathered = self._world.communicator.all_gather(marks.to(self._world.device)).sum(0).cpu()
         what, found = "sum of the gradients", list(range(batch.num_micro_batches))
         for name, row in (("gradient", gathered[1]), ("loss", gathered[0])):

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -42,6 +42,28 @@ def score_lines(record: EpochRecord) -> list[str]:
     training = {name: score for name, score in record.scores.items() if not name.startswith("val_")}
     lines = [f"  training    {score_text(training)}"]
     return [*lines, f"  validation  {score_text(validation)}"] if validation else lines
+
+
+def summary(
+    reason: str,
+    epochs: Sequence[EpochRecord],
+    best: int | None,
+    seconds: float,
+    world_size: int,
+    *,
+    restored: bool,
+) -> str:
+    """How a run ended, and its last epoch's scores and the best one's."""
+    last = epochs[-1]
+    workers = "1 worker" if world_size == 1 else f"{world_size} workers"
+    lines = [
+        f"{reason} after epoch {last.epoch}, {last.step} steps, {seconds:.1f} s, {workers}",
+        *score_lines(last),
+    ]
+    if best is not None and best != last.epoch:
+        lines.append(f"best was epoch {best}" + (", whose weights are restored" * restored))
+        lines += score_lines(epochs[best - 1])
+    return "\n".join(lines)
 
 
 class ProgressBar:

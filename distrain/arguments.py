@@ -10,8 +10,6 @@ from distrain.learn.parameter_groups import ParameterGroup
 def check_arguments(
     *,
     metrics: Sequence[str],
-    clip_norm: float | None,
-    clip_value: float | None,
     groups: Sequence[ParameterGroup],
     average: Average | None,
     max_time_s: float | None,
@@ -24,9 +22,6 @@ def check_arguments(
     """
     if isinstance(metrics, str):
         raise ConfigError(f"metrics is the text {metrics!r}; give a list: [{metrics!r}]")
-    for name, limit in (("clip_norm", clip_norm), ("clip_value", clip_value)):
-        if limit is not None and not limit > 0:
-            raise ConfigError(f"{name} is {limit}; it must be above 0")
     wrong: object = groups
     if isinstance(groups, list | tuple):
         wrong = next((one for one in groups if not isinstance(one, ParameterGroup)), None)

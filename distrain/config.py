@@ -56,12 +56,16 @@ class RunConfig:
     """Save and stop, with exit code 75, so many seconds after the launcher's start."""
     grace_s: float = 30.0
     """Seconds between a signal to stop and the end; less than the scheduler's own grace time."""
+    inspect_every: int | None = None
+    """Log every so many steps, by parameter, the norms of gradient and weights, and the update's
+    norm over that of the weights: about 0.001 is healthy. Off unless given."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
         check_at_least("run.compute_threads", self.compute_threads, 1)
         check_above_zero("run.max_time_s", self.max_time_s)
         check_above_zero("run.grace_s", self.grace_s)
+        check_at_least("run.inspect_every", self.inspect_every, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +277,17 @@ class ParallelConfig:
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
     """What gradients travel as. bfloat16 is half the bytes, is rounded at every node of the tree,
     and is part of the result."""
+    check_every: int | None = 100
+    """Compare a digest of the state of all workers after every so many steps, and at the end: a
+    machine's silent error ends the run and is named. 0 for never."""
+    timeout_s: float = 600.0
+    """Seconds that a worker waits for the others in one exchange: longer than writing a checkpoint
+    takes. One that ends is noticed at once, one that stands still after this time."""
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        check_at_least("parallel.check_every", self.check_every, 0)
+        check_above_zero("parallel.timeout_s", self.timeout_s)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,15 +5,20 @@ Exception
 |   |-- UsageError        64   the command line is wrong
 |   |-- ProgramError      70   the model, the loss or the program is at fault
 |   |   `-- NonFiniteError     a loss or gradient is NaN or infinite
+|   |-- DivergedError     70   the workers no longer hold the same state
+|   |-- LostPeerError     69   an exchange failed: another worker has ended, or stands still
 |   `-- ConfigError       78   the job can't be run as it is described
 |-- DataError             65   (data_pipeline) missing, damaged or not as described
 `-- StorageError          74   (data_pipeline) a file or folder could not be written
 """
 
+import re
 from collections.abc import Sequence
 from enum import IntEnum
 
 from data_pipeline.errors import DataError, StorageError
+
+_LOST_PEER = re.compile(r"/gloo/|NCCL error|TCPStore|Connection (closed|reset) by peer")
 
 
 class ExitCode(IntEnum):
@@ -73,6 +78,64 @@ class NonFiniteError(ProgramError):
         self.step, self.epoch, self.what, self.rows = step, epoch, what, tuple(rows)
 
 
+class DivergedError(DistrainError):
+    """The workers no longer hold the same state: a machine's silent error, or code of one alone.
+
+    Its exit code is that of a fault, and not of a lost worker, so that no launcher tries again by
+    itself: a faulty device spoils the next start as well, and might do so before anything is
+    summed, where no check sees it. A person has to look.
+
+    Attributes:
+        step: After this step the states were found to differ.
+        alike_after: The newest step before, after which they were alike.
+        ranks: The workers that differ from the majority; without one, all of them.
+        names: The tensors that differ, the first one first.
+        outvoted: Whether there is a majority.
+    """
+
+    def __init__(
+        self,
+        *,
+        step: int,
+        alike_after: int,
+        ranks: Sequence[int],
+        names: Sequence[str],
+        outvoted: bool,
+    ) -> None:
+        """Words the message; it names at most 4 tensors."""
+        who = named_ranks(ranks)
+        if outvoted:
+            one = len(ranks) == 1
+            said = f"{who} {'holds' if one else 'hold'} another state than the other workers"
+            blame = f"look at the memory and the device of {who}"
+        else:
+            said = f"{who} hold different states"
+            blame = "there is no majority, so any of them may be at fault: look at the memory and"
+            blame += " the device of each"
+        rest = f" (then {', '.join(names[1:4])}{', ...' * (len(names) > 4)})" * (len(names) > 1)
+        super().__init__(
+            f"{said} after step {step}: {names[0]} is the first tensor that differs{rest}. All "
+            f"were alike after step {alike_after}, and at every checkpoint that there is: each is "
+            "checked before it is written. Code that changes the model on some ranks only does "
+            f"this, else a silent error of a machine: {blame}, then run the same command again"
+        )
+        self.step, self.alike_after = step, alike_after
+        self.ranks, self.names, self.outvoted = tuple(ranks), tuple(names), outvoted
+
+
+class LostPeerError(DistrainError):
+    """An exchange failed: another worker has ended, stands still or can't be reached."""
+
+    exit_code = ExitCode.WORKER_LOST
+
+
+def named_ranks(ranks: Sequence[int]) -> str:
+    """`rank 2`, or `ranks 0, 1 and 3`."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
+
+
 def exit_code_of(error: BaseException) -> ExitCode:
     """The exit code for an error; whatever is not known above is a fault of the program."""
     if isinstance(error, KeyboardInterrupt):
@@ -80,6 +143,13 @@ def exit_code_of(error: BaseException) -> ExitCode:
     if isinstance(error, (DistrainError, DataError, StorageError)):
         return ExitCode(error.exit_code)
     return ExitCode.FAULT
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error says that an exchange with other workers has failed."""
+    if isinstance(error, LostPeerError):
+        return True
+    return isinstance(error, RuntimeError) and bool(_LOST_PEER.search(str(error)))
 
 
 def is_for_the_user(error: BaseException) -> bool:

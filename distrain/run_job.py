@@ -122,6 +122,9 @@ def job_trainer(job: Job, train: Dataset, *, fresh: bool = False) -> Trainer:
         deterministic=job.run.deterministic,
         max_time_s=job.run.max_time_s,
         grace_s=job.run.grace_s,
+        inspect_every=job.run.inspect_every,
+        check_every=job.parallel.check_every,
+        timeout_s=job.parallel.timeout_s,
         fresh=fresh,
         job=job_tables(job),
     )

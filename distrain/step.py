@@ -23,9 +23,11 @@ from distrain.parallel.gradients import FlatGradients
 from distrain.parallel.payload import Payload
 from distrain.parallel.running_statistics import RunningStatistics
 from distrain.parallel.split import GlobalBatch
+from distrain.parallel.state_check import StateCheck
 from distrain.parallel.summing import Flag, StepSum, SumOptions
 from distrain.parallel.sync_batch_norm import SynchronizedNorms
 from distrain.parallel.world import World
+from distrain.practice.inspection import Inspection, Inspector
 from distrain.update import Clip, WeightUpdate
 
 Columns = Mapping[str, torch.Tensor]
@@ -54,6 +56,7 @@ class StepResult:
         grad_norm: Global 2-norm of the mean gradient before clipping.
         lr: Learning rate of the first parameter group.
         flags: What the workers have raised, by kind and rank; no number above depends on it.
+        inspection: What the step did to each parameter, where it was looked at.
     """
 
     batch: GlobalBatch
@@ -61,6 +64,7 @@ class StepResult:
     grad_norm: float
     lr: float
     flags: Mapping[Flag, tuple[int, ...]] = field(default_factory=dict)
+    inspection: Inspection | None = None
 
 
 class NotAtRestError(ProgramError):
@@ -87,6 +91,8 @@ class TrainingStep:
         options: SumOptions = SumOptions(),  # noqa: B008 - it is frozen
         average: AveragedWeights | None = None,
         batch_norm: Literal["micro", "sync"] = "micro",
+        inspect_every: int | None = None,
+        check_every: int | None = None,
     ) -> None:
         """Lays out gradients and ledger for the model as it is now.
 
@@ -120,6 +126,9 @@ class TrainingStep:
         self.update = WeightUpdate(
             optimizer, ownership, schedule, clip, seed=seed, device=world.device
         )
+        replicated = None if options.shard_optimizer else optimizer
+        self.check = StateCheck(model, replicated, world, check_every)
+        self._inspector = Inspector(gradients.names, gradients.parameters, inspect_every)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -153,6 +162,7 @@ class TrainingStep:
         Raises:
             NonFiniteError: on all workers alike; the weights are those before the step.
         """
+        digest = self.check.word(batch.step)
         with self._moving:  # from here on the running statistics move with each micro-batch
             self._statistics.begin()
         self._guard.begin()
@@ -160,7 +170,8 @@ class TrainingStep:
         for _ in self._leaves(batch, owned, columns):
             pass
         self._guard.check()
-        summed = self._sum.close(raised())
+        summed = self._sum.close({**raised(), Flag.STATE: digest})
+        self.check.judge(batch.step, summed.flags[Flag.STATE])
         if summed.is_wrong:  # seen by all workers alike: once more, the slow way
             self._statistics.restore()
             return self(batch, columns, raised)
@@ -173,6 +184,7 @@ class TrainingStep:
         norm = self.update.norm(summed.gradient)
         if not (math.isfinite(norm) and math.isfinite(totals.loss_sum)):
             raise self._non_finite(batch, owned, columns)
+        self._inspector.before(batch.step, partial(self.update.ownership.whole, summed.gradient))
         self.update.clip(summed.gradient, norm)
         lr = self.update.set_learning_rate(batch.step)
         with self._moving:
@@ -183,7 +195,7 @@ class TrainingStep:
             self.update.move(batch.step, summed.gradient, totals.present)
             self.average.update(batch.step + 1)
             self._steps_done = batch.step + 1
-        return StepResult(batch, totals, norm, lr, summed.flags)
+        return StepResult(batch, totals, norm, lr, summed.flags, self._inspector.after())
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -321,6 +333,7 @@ class TrainingStep:
             self._norms.mark(marks[Mark.NORM_INPUT], marks[Mark.NORM_GRADIENT])
         self._statistics.restore()
         self._sum.gradients.clear()
+        self.check.compare(batch.step)  # a worker's silent error would be the cause
         gathered = self._world.communicator.all_gather(marks.to(self._world.device)).sum(0).cpu()
         return non_finite(batch, gathered, self._rows_at)
 

@@ -57,6 +57,7 @@ class TrainingLoop:
                 recording.step(result, state)
                 asked = any(result.flags[Flag.SAVE])
                 if any(result.flags[Flag.STOP]):
+                    parts.step.check.compare(state.step)
                     raise StopAskedError(result.flags[Flag.STOP])
             if state.ends_epoch(steps_per_epoch) and state.totals is not None:
                 check_finite(self.model, state.step)
@@ -73,7 +74,8 @@ class TrainingLoop:
                         best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
                 state = state.after_epoch(record, verdict)
                 seen, began = 0, time.monotonic()
-            recording.state(state, self.model, parts.step.update.ownership, best, asked=asked)
+            recording.state(state, self.model, parts.step, best, asked=asked)
+        parts.step.check.compare(state.step)
         return best
 
     def _flags(self) -> dict[Flag, int]:

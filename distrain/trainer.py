@@ -15,6 +15,7 @@ from data_pipeline.recipe import training_transforms
 from data_pipeline.sampling import Kind, Sampling
 from distrain.arguments import check_arguments
 from distrain.assembly import Assembly
+from distrain.config import ParallelConfig
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.coordinator.history import History
@@ -80,6 +81,9 @@ class Trainer:
         deterministic: bool = True,
         max_time_s: float | None = None,
         grace_s: float = 30.0,
+        inspect_every: int | None = None,
+        check_every: int | None = ParallelConfig.check_every,
+        timeout_s: float = ParallelConfig.timeout_s,
         fresh: bool = False,
         progress: bool = True,
         job: Mapping[str, Any] | None = None,
@@ -119,6 +123,9 @@ class Trainer:
             max_time_s: Save and stop after so long, counted from the launcher's start.
             grace_s: Time that a run has between a signal to stop and its end; if no step ends in
                 half of it, the last finished step's state is saved.
+            inspect_every: Log norms of gradients, weights and updates every so many steps.
+            check_every: Compare the workers' states every so many steps; None for never.
+            timeout_s: So long a worker waits for the others.
             fresh: Move a run that stands in the folder aside.
             progress: Show on rank 0 how it goes.
             job: Tables of a job file, kept in the run's `job.toml`.
@@ -130,14 +137,12 @@ class Trainer:
         self._saves = run is not None and checkpoint is not None
         check_arguments(
             metrics=metrics,
-            clip_norm=clip_norm,
-            clip_value=clip_value,
             groups=groups,
             average=average,
             max_time_s=max_time_s,
             saves=self._saves,
         )
-        self._world = worlds.join()
+        self._world = worlds.join(timeout_s)
         self._fix_kernels = partial(fix_kernels, compute_threads, deterministic=deterministic)
         self._fix_kernels()
         self.model = build_model(model, seed, self._world)
@@ -158,9 +163,10 @@ class Trainer:
         self._sum = SumOptions(shard_optimizer=shard_optimizer, gradient_dtype=gradient_dtype)
         self._average = average
         self._reading = Reading(self._work, seed, prepare, standardize=standardize)
-        self._folder, self._fresh, self._progress = run, fresh, progress
+        self._batch_norm = batch_norm
+        self._looks = {"inspect_every": inspect_every, "check_every": check_every}
+        self._folder, self._fresh, self._progress, self._job = run, fresh, progress, job or {}
         self._checkpoint, self._max_time_s, self._grace_s = checkpoint, max_time_s, grace_s
-        self._job, self._batch_norm = job or {}, batch_norm
         self._settings = {
             "seed": seed,
             "inputs": inputs,
@@ -293,7 +299,7 @@ class Trainer:
         sampling: Kind = "shuffled",
         verify: bool = True,
     ) -> Assembly:
-        """Puts a training's parts together; arguments and errors are those of `fit`."""
+        """Puts a training's parts together, not started yet; arguments and errors are `fit`'s."""
         if global_batch < 1:
             raise ConfigError(f"global_batch is {global_batch}; it must be 1 or more")
         self._fix_kernels()  # another trainer of this process may have set others
@@ -327,9 +333,7 @@ class Trainer:
 
     def evaluate(self, dataset: Dataset) -> dict[str, float]:
         """The mean loss and all metrics over a whole data set, exact at any number of workers.
-
-        Inputs are scaled as in the last `fit`; before one, by the data set's own statistics.
-        """
+        Inputs are scaled as in the last `fit`; before one, by the data set's own statistics."""
         metrics = self._metric_set(dataset)
         return self._evaluate(dataset, metrics).scores(metrics)
 
@@ -350,10 +354,7 @@ class Trainer:
         )
 
     def _stop_watch(self, recording: Recording, step: TrainingStep) -> StopWatch:
-        """Watches for signals where there is something to save; else they do what they always do.
-
-        All is the same on every rank, so that a signal to any of them has its meaning.
-        """
+        """Watches for signals where there is something to save, on every rank alike."""
         return StopWatch(
             self._grace_s,
             self._max_time_s,
@@ -395,4 +396,5 @@ class Trainer:
             rows_at=lambda epoch, start, stop: sampling.order(epoch).rows(start, stop),
             options=self._sum,
             batch_norm=self._batch_norm,
+            **self._looks,
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from distrain.errors import ProgramError
+from distrain.errors import ConfigError, ProgramError
 from distrain.learn.schedules import Schedule
 from distrain.numerics import seed_generators, update_seed
 from distrain.parallel.ownership import Ownership
@@ -18,6 +18,12 @@ class Clip:
 
     value: float | None = None
     norm: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses limits that no gradient keeps."""
+        for name, limit in (("clip_norm", self.norm), ("clip_value", self.value)):
+            if limit is not None and not limit > 0:
+                raise ConfigError(f"{name} is {limit}; it must be above 0")
 
 
 class WeightUpdate:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import traceback
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +17,7 @@ from distrain.coordinator.stops import (
     StoppedError,
     signal_name,
 )
-from distrain.errors import ExitCode, exit_code_of, is_for_the_user
+from distrain.errors import ExitCode, LostPeerError, exit_code_of, is_for_the_user, is_lost_peer
 
 REPORTS = "DISTRAIN_REPORTS"
 """Environment variable: the folder that failing workers leave their reports in."""
@@ -35,8 +34,6 @@ _NOT_RETRIED = frozenset(
 
 _WITH_FORK_SERVER = 255
 """What multiprocessing gives for a process whose fork server has died."""
-
-_LOST_PEER = re.compile(r"/gloo/|NCCL error|TCPStore|Connection (closed|reset) by peer")
 
 
 class TerminatedError(BaseException):
@@ -88,8 +85,8 @@ def report_of(error: BaseException, rank: int, time_ns: int) -> Report:
         text = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])])
     else:
         text = "".join(traceback.format_exception(error)).rstrip()
-    lost = isinstance(error, RuntimeError) and bool(_LOST_PEER.search(str(error)))
-    if lost:
+    lost = is_lost_peer(error)
+    if lost and not isinstance(error, LostPeerError):
         text = f"the connection to another worker was lost; did it end early? ({error})"
     code = ExitCode.WORKER_LOST if lost else exit_code_of(error)
     return Report(rank, time_ns, int(code), text, lost_peer=lost)

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from distrain.parallel.communicator import Message
+from distrain.parallel.world import World
 
 TIMEOUT_S = 20.0
 T = TypeVar("T")
@@ -74,3 +75,17 @@ def on_threads(group: ThreadGroup, work: Callable[[ThreadCommunicator], T]) -> l
     """What each worker's call returns, by rank."""
     with ThreadPoolExecutor(group.size) as pool:
         return list(pool.map(work, [ThreadCommunicator(group, r) for r in range(group.size)]))
+
+
+def outcomes(size: int, work: Callable[[World], T]) -> list[T | BaseException]:
+    """What each worker's call returns or raises, by rank."""
+
+    def caught(communicator: ThreadCommunicator) -> T | BaseException:
+        try:
+            return work(World(communicator, torch.device("cpu")))
+        except threading.BrokenBarrierError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - it is what the test looks at
+            return error
+
+    return on_threads(ThreadGroup(size), caught)

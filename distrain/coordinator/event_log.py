@@ -16,6 +16,7 @@ from distrain.coordinator.observers import Ending, EpochRecord, finite_or_none
 from distrain.coordinator.progress import say
 from distrain.coordinator.run_layout import EVENTS
 from distrain.parallel.split import BatchPlan
+from distrain.practice.inspection import Inspection
 from distrain.step import StepResult
 
 MOST_PENDING_BYTES = 2**26
@@ -84,7 +85,7 @@ class EventLog:
         )
 
     def step(self, result: StepResult) -> None:
-        """The step's loss, gradient norm, learning rate and samples."""
+        """The step's loss, gradient norm, learning rate and samples; a look inside on its own."""
         self._write(
             "step",
             step=result.batch.step + 1,
@@ -94,6 +95,8 @@ class EventLog:
             lr=finite_or_none(result.lr),
             samples=result.totals.num_samples,
         )
+        if result.inspection is not None:
+            self._write("inspect", step=result.batch.step + 1, **inspected(result.inspection))
 
     def epoch(self, record: EpochRecord) -> None:
         """The epoch's scores."""
@@ -121,6 +124,19 @@ class EventLog:
     def note(self, event: str, text: str, **fields: Any) -> None:
         """An event of its own name."""
         self._write(event, text=text, **fields)
+
+
+def inspected(inspection: Inspection) -> dict[str, dict[str, float | None]]:
+    """What a look inside has found: three numbers for each parameter, by its name."""
+    columns = {
+        "gradient_norm": inspection.gradient_norms,
+        "weight_norm": inspection.weight_norms,
+        "update_ratio": inspection.update_ratios,
+    }
+    return {
+        kind: {name: finite_or_none(v) for name, v in zip(inspection.names, values, strict=True)}
+        for kind, values in columns.items()
+    }
 
 
 def recorded_epochs(path: Path) -> tuple[EpochRecord, ...]:

@@ -19,6 +19,7 @@ from distrain.coordinator.checkpointing import (
     is_scheduled,
     take_up,
 )
+from distrain.coordinator.environment import environment_of
 from distrain.coordinator.event_log import EventLog, recorded_epochs
 from distrain.coordinator.generation import is_restart
 from distrain.coordinator.history import History
@@ -29,7 +30,7 @@ from distrain.coordinator.observers import (
     finite_or_none,
 )
 from distrain.coordinator.progress import progress_observer, say, score_lines, summary_lines
-from distrain.coordinator.run_folder import RunFolder, load_model, numerics_fingerprint
+from distrain.coordinator.run_folder import RunFolder, load_model
 from distrain.coordinator.run_layout import DONE, EVENTS, FAILED, RESULT, STOPPED
 from distrain.coordinator.run_state import RunState
 from distrain.coordinator.stops import StopAskedError, StoppedError, end_process, reason_of
@@ -38,6 +39,8 @@ from distrain.errors import ConfigError, ExitCode, NonFiniteError, exit_code_of
 from distrain.learn.averaging import AveragedWeights
 from distrain.parallel.communicator import broadcast_bytes
 from distrain.parallel.ownership import OptimizerState, Ownership
+from distrain.parallel.replicas import refuse_differences
+from distrain.parallel.roll_call import explained
 from distrain.parallel.split import BatchPlan
 from distrain.parallel.world import World
 from distrain.step import StepResult, TrainingStep
@@ -72,8 +75,9 @@ class Recording:
         """Whether the folder holds this run's result already; the same answer on every rank.
 
         Raises:
-            ConfigError: it does, with another number of epochs.
+            ConfigError: it does, with another number of epochs; or the workers differ in it.
         """
+        refuse_differences({"epochs": epochs}, self._world)
         status = self._folder.status() if self._folder else {}
         done = status.get("epochs", 0) if status.get("state") == DONE else 0
         if done and done != epochs:
@@ -141,10 +145,10 @@ class Recording:
         """Writes what the run is, and tells the observers."""
         self._planned, self._steps = epochs, epochs * plan.steps_per_epoch
         step, self._policy = self._state.step, policy
+        before = self._folder.environment() if self._folder and step else {}
+        environment, notes = environment_of(self._world, before)
         if self._world.rank == 0:
             if self._folder:
-                environment = numerics_fingerprint(self._world.device, torch.get_num_threads())
-                environment["world_size"] = self._world.size
                 self._folder.begin(self._job, environment, epochs, self._steps, goes_on=step > 0)
                 check = self._folder.check_generation
                 self._observers.append(EventLog(self._folder.path, step, check))
@@ -155,8 +159,9 @@ class Recording:
                 self._observers.append(progress_observer())
         for observer in self._observers:
             observer.begin(plan, epochs)
-        for text in self._damaged:
-            self._note("damaged", f"a damaged checkpoint is passed over: {text}")
+        passed_over = [f"a damaged checkpoint is passed over: {text}" for text in self._damaged]
+        for event, text in (*(("damaged", text) for text in passed_over), *notes):
+            self._note(event, text)
         if step:
             self._note("resume", f"going on after step {step}", step=step)
 
@@ -179,7 +184,7 @@ class Recording:
         self,
         state: RunState,
         model: torch.nn.Module,
-        ownership: Ownership,
+        training_step: TrainingStep,
         best: Mapping[str, torch.Tensor],
         *,
         asked: bool,
@@ -188,12 +193,16 @@ class Recording:
 
         `asked`: rank 0 has said with the step that its clock wants a checkpoint. One that can't be
         written is said so, and the run goes on: it is tried again soon.
+
+        Raises:
+            DivergedError: the workers no longer hold one state, so rank 0's is not to be kept.
         """
         with self._writing:
             self._state, self._best = state, best
         if self._policy is None or not (asked or is_scheduled(self._policy, state)):
             return
-        optimizer = self._optimizer_state(ownership)
+        training_step.check.compare(state.step)
+        optimizer = self._optimizer_state(training_step.update.ownership)
         if self._keeper is None:
             return
         try:
@@ -358,8 +367,10 @@ def open_recording(
     """A run's recording; an error that leaves the block is noted in the folder.
 
     Raises:
-        StorageError, ConfigError: the folder can't be used; see `RunFolder`.
+        StorageError: the folder can't be used; see `RunFolder`.
+        ConfigError: the same; or the workers were given different runs.
     """
+    refuse_differences(identity, world)
     with ExitStack() as stack:
         held: RunFolder | None = None
         if world.rank == 0 and folder is not None:
@@ -372,8 +383,11 @@ def open_recording(
         except StoppedError:
             raise
         except BaseException as error:
-            _note(recording, error)
-            raise
+            told = explained(error, world, recording._state.step)
+            _note(recording, told)
+            if told is error:
+                raise
+            raise told from error
 
 
 def _note(recording: Recording, error: BaseException) -> None:

@@ -3,18 +3,15 @@
 import fcntl
 import json
 import os
-import platform
 import shutil
 import socket
 import time
 import tomllib
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -162,6 +159,14 @@ class RunFolder:
             raise ConfigError(f"{path} cannot be read: it is no JSON object; start with --fresh")
         return content
 
+    def environment(self) -> dict[str, Any]:
+        """What `environment.json` says; empty where there is none, or it can't be read."""
+        try:
+            content = json.loads((self.path / ENVIRONMENT).read_bytes())
+        except (OSError, ValueError):  # it warns only, and is written anew
+            return {}
+        return content if isinstance(content, dict) else {}
+
     @property
     def checkpoints(self) -> Path:
         """Where the run's checkpoints stand; made with the first of them."""
@@ -262,30 +267,3 @@ def load_model(model: torch.nn.Module, path: Path) -> None:
         model.load_state_dict(load_safetensors(path.read_bytes()))
     except Exception as error:
         raise DataError(f"{path} cannot be loaded into the model: {error}") from error
-
-
-def _installed(*packages: str) -> dict[str, str]:
-    """The versions of those that are there."""
-    found = {name: list(metadata.distributions(name=name)) for name in packages}
-    return {name: one[0].version for name, one in found.items() if one}
-
-
-def numerics_fingerprint(device: torch.device, compute_threads: int) -> dict[str, Any]:
-    """What the bits rest on beside the job: hardware, versions, threads (rule 1)."""
-    found: dict[str, Any] = {
-        "device": device.type,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "compute_threads": compute_threads,
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "libc": " ".join(platform.libc_ver()),
-        # The order is drawn and pictures are decoded by these.
-        **_installed("distrain", "numba", "llvmlite", "simplejpeg", "pillow"),
-    }
-    if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-        found["cuda"] = torch.version.cuda
-    return found

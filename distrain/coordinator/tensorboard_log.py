@@ -15,6 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from data_pipeline.errors import StorageError
+from distrain.coordinator.event_log import inspected
 from distrain.coordinator.observers import Ending, EpochRecord
 from distrain.coordinator.progress import say
 from distrain.coordinator.run_layout import TENSORBOARD
@@ -26,7 +27,7 @@ EVERY_STEPS = 10
 
 
 class TensorBoardLog:
-    """`train/...` by step, `epoch/...` by epoch."""
+    """`train/...` and `update_ratio/...` by step, `epoch/...` by epoch."""
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         """Opens a file in the run's folder; points after `step` are those of this start.
@@ -55,12 +56,17 @@ class TensorBoardLog:
         """Nothing to tell yet."""
 
     def step(self, result: StepResult) -> None:
-        """A point of each training curve, at every tenth step."""
+        """A point of each training curve, at every tenth step; all of each look inside."""
         number = result.batch.step + 1
         if number % EVERY_STEPS == 0:
             self._point("train/loss", result.totals.loss, number)
             self._point("train/grad_norm", result.grad_norm, number)
             self._point("train/lr", result.lr, number)
+        if result.inspection is not None:
+            for kind, values in inspected(result.inspection).items():
+                for name, value in values.items():
+                    if value is not None:
+                        self._point(f"{kind}/{name}", value, number)
 
     def epoch(self, record: EpochRecord) -> None:
         """The epoch's scores."""

@@ -1,6 +1,7 @@
 """How bytes travel between workers. The sums are taken elsewhere, so any of these is exact."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Protocol
 
 import torch
@@ -99,9 +100,16 @@ class TorchCommunicator:
     """
 
     def __init__(
-        self, local_size: int | None = None, group: distributed.ProcessGroup | None = None
+        self,
+        local_size: int | None = None,
+        group: distributed.ProcessGroup | None = None,
+        timeout: timedelta | None = None,
     ) -> None:
-        """Uses the group that `world.join` has joined unless another one is given."""
+        """Uses the group that `world.join` has joined unless another one is given.
+
+        `timeout` is that of the groups that `another` makes; torch's own unless given.
+        """
+        self._timeout = timeout
         self.rank = distributed.get_rank()
         self.world_size = distributed.get_world_size()
         self.local_size = local_size or self.world_size
@@ -157,7 +165,9 @@ class TorchCommunicator:
 
     def another(self) -> "TorchCommunicator":
         """A new group of the same workers and backend."""
-        return TorchCommunicator(self.local_size, distributed.new_group())
+        return TorchCommunicator(
+            self.local_size, distributed.new_group(timeout=self._timeout), self._timeout
+        )
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

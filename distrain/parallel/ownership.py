@@ -49,6 +49,10 @@ class Ownership(Protocol):
         """The pieces of a flat vector that this worker updates."""
         ...
 
+    def whole(self, gradient: torch.Tensor) -> list[torch.Tensor]:
+        """The whole gradient by parameter, to be looked at; all workers call it."""
+        ...
+
     def assign(self, gradient: torch.Tensor, present: Sequence[int]) -> None:
         """Gives the optimizer its gradients, none where `present` is 0; the buffer lives on."""
         ...
@@ -84,6 +88,10 @@ class Replicated:
     def owned(self, vector: torch.Tensor) -> list[torch.Tensor]:
         """All of it."""
         return [vector]
+
+    def whole(self, gradient: torch.Tensor) -> list[torch.Tensor]:
+        """It is here."""
+        return self._gradients.buffer_views(gradient)
 
     def assign(self, gradient: torch.Tensor, present: Sequence[int]) -> None:
         """By parameter."""
@@ -203,6 +211,12 @@ class Sharded:
     def owned(self, vector: torch.Tensor) -> list[torch.Tensor]:
         """This worker's shares."""
         return [vector[share.start : share.stop] for share in self._shares]
+
+    def whole(self, gradient: torch.Tensor) -> list[torch.Tensor]:
+        """An exchange of as many bytes as the model has."""
+        together = gradient.clone()
+        self._transport.spread(self._parts, together)
+        return self._gradients.views(together)
 
     def assign(self, gradient: torch.Tensor, present: Sequence[int]) -> None:
         """By piece; the parameters themselves have none."""

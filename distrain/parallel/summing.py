@@ -33,6 +33,8 @@ class Flag(IntEnum):
     """A gradient moved after its part had gone."""
     SAVE = 2
     """Rank 0's clock says that a checkpoint is due."""
+    STATE = 3
+    """A digest of its state before the step, where a check is due."""
 
 
 @dataclass(frozen=True, kw_only=True)

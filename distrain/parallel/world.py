@@ -5,16 +5,20 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import distributed
 
+from distrain.config import ParallelConfig
 from distrain.errors import UsageError
 from distrain.parallel.communicator import Alone, Communicator, TorchCommunicator
 
 _LAST_TURN_S = 0.05
 
 _RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+_joined: list[bool] = []
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,16 @@ class World:
         return self.communicator.world_size
 
 
-def join() -> World:
+def join(timeout_s: float = ParallelConfig.timeout_s) -> World:
     """Joins the group that the environment describes, once a process, and leaves it at exit.
 
     `WORLD_SIZE` is set by `distrain`, torchrun and their kin. Without it, or with 1, this process
     works alone; with more it joins a group or fails: N separate trainings never happen. A group
     that the program has joined itself is used, and left to it.
+
+    Args:
+        timeout_s: So long an exchange waits for the other workers; in a group of the program's own
+            that is the program's choice.
 
     Raises:
         UsageError: `WORLD_SIZE` is above 1 and the rest of the environment is not there.
@@ -55,14 +63,22 @@ def join() -> World:
                 f"WORLD_SIZE is {size}, but {', '.join(missing)} is not set: start the program by "
                 f"`distrain launch --workers {size} SCRIPT` or torchrun, or unset WORLD_SIZE"
             )
-        distributed.init_process_group(_backend(), init_method="env://")
+        limit = timedelta(seconds=timeout_s)
+        distributed.init_process_group(_backend(), init_method="env://", timeout=limit)
         atexit.register(leave)
+        _joined.append(True)
     device = _device(int(os.environ.get("LOCAL_RANK", "0")))
-    return World(TorchCommunicator(), device)
+    return World(TorchCommunicator(timeout=timedelta(seconds=timeout_s)), device)
+
+
+def has_joined() -> bool:
+    """Whether there is a group that `join` has joined, and not the program itself."""
+    return distributed.is_initialized() and bool(_joined)
 
 
 def leave() -> None:
     """Leaves the group, if there is one."""
+    _joined.clear()
     if distributed.is_initialized():
         distributed.destroy_process_group()
         # A thread of gloo lets go of the last exchange's tensors, for which it needs the

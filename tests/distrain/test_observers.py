@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,6 +34,7 @@ from distrain.coordinator.progress import PlainLines, ProgressBar
 from distrain.coordinator.tensorboard_log import TensorBoardLog
 from distrain.errors import ConfigError
 from distrain.parallel.split import BatchPlan
+from distrain.practice.inspection import Inspection
 from distrain.step import StepResult
 
 PLAN = BatchPlan(num_rows=100, global_batch=32, micro_batch=8)
@@ -274,3 +276,26 @@ def test_an_epochs_scores_stand_on_a_line_for_training_and_one_for_validation() 
         "  validation  loss 0.7500, f1 0.1250",
     ]
     assert len(progress.score_lines(epoch_record(1, loss=0.5))) == 1
+
+
+def test_a_look_inside_is_an_event_and_points_of_its_own(tmp_path: Path) -> None:
+    found = Inspection(("a.weight", "a.bias"), (1.0, 2.0), (4.0, 0.0), (0.001, math.nan))
+    result = replace(step_result(2), inspection=found)
+    for observer in (EventLog(tmp_path), TensorBoardLog(tmp_path)):
+        observer.step(step_result(1))
+        observer.step(result)
+        observer.end(Ending("finished", 0))
+    (event,) = [event for event in lines(tmp_path) if event["event"] == "inspect"]
+    assert event == {
+        "event": "inspect",
+        "step": 3,
+        "gradient_norm": {"a.weight": 1.0, "a.bias": 2.0},
+        "weight_norm": {"a.weight": 4.0, "a.bias": 0.0},
+        "update_ratio": {"a.weight": 0.001, "a.bias": None},
+    }
+    curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    tags = curves.Tags()["scalars"]
+    assert "update_ratio/a.weight" in tags
+    assert "update_ratio/a.bias" not in tags, "weights that are all 0 have no ratio"
+    (point,) = curves.Scalars("weight_norm/a.weight")
+    assert (point.step, point.value) == (3, 4.0)

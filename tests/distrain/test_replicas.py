@@ -2,7 +2,8 @@
 
 import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from distrain.errors import ConfigError, ProgramError
 from distrain.parallel.communicator import Alone
 from distrain.parallel.replicas import build_model, weights_digest
 from distrain.parallel.world import World
+from tests.thread_workers import outcomes
 
 ALONE = World(Alone(), torch.device("cpu"))
 
@@ -111,31 +113,72 @@ def test_ready_modules_that_differ_get_the_weights_of_rank_0() -> None:
     assert weights_digest(first) == weights, "rank 0 keeps its own"
 
 
+def refusals(models: Sequence[nn.Module]) -> set[str]:
+    """What workers are told, of which each has a function that gives one of the models."""
+    found = outcomes(len(models), lambda world: build_model(lambda: models[world.rank], 0, world))
+    assert {type(each) for each in found} <= {ConfigError, ProgramError}, found
+    return {str(each) for each in found}
+
+
 def test_a_function_that_draws_from_elsewhere_than_torch_is_refused() -> None:
     def strange() -> nn.Module:
-        model = net()
-        nn.init.constant_(model[0].bias, random.random())  # type: ignore[arg-type]
+        model = build_model(net, 0, ALONE)
+        nn.init.constant_(model[2].bias, random.random())  # type: ignore[index]
         return model
 
-    with pytest.raises(
-        ProgramError, match=r"gave other weights on ranks \[1\] than on rank 0: draw"
-    ):
-        build_beside(strange(), strange, rank=0)
+    (told,) = refusals([strange(), strange()])
+    assert "gave other weights on ranks [1] than on rank 0: the values of 2.bias differ" in told
+    assert "draw random numbers from torch's generators only" in told
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "told"),
     [
-        lambda model: model.append(nn.Linear(2, 2)),
-        lambda model: model[0].requires_grad_(False),
-        lambda model: model.insert(2, nn.Linear(4, 4)),
+        (lambda m: m.append(nn.Linear(2, 2)), "3.weight is on rank 2 alone"),
+        (lambda m: m.pop(2), "2.weight is missing on rank 2"),
+        (
+            lambda m: m.insert(0, nn.Linear(3, 3)),
+            "0.weight is of shape (4, 3) on rank 0 and of shape (3, 3) on rank 2",
+        ),
+        (
+            lambda m: m[1].to(torch.float64),
+            "1.weight is torch.float32 on rank 0 and torch.float64 on rank 2",
+        ),
+        (
+            lambda m: m[2].bias.requires_grad_(False),
+            "2.bias is trained on rank 0 and frozen on rank 2",
+        ),
+        (
+            lambda m: setattr(m[1], "running_mean", None),
+            "1.running_mean is missing on rank 2",
+        ),
+        (
+            lambda m: m[0].register_buffer("mask", torch.ones(2)),
+            "0.mask is on rank 2 alone",
+        ),
     ],
 )
-def test_models_of_another_structure_are_refused(change: Callable[[nn.Sequential], object]) -> None:
-    other = nn.Sequential(*net().children())
-    change(other)
-    with pytest.raises(ConfigError, match=r"models of ranks \[1\] have other parameters than that"):
-        build_beside(other, net(), rank=0)
+def test_models_of_another_structure_are_refused_by_the_first_name_and_how_it_differs(
+    change: Callable[[Any], object], told: str
+) -> None:
+    models = [net() for _ in range(4)]
+    change(models[2])
+    (said,) = refusals(models)
+    assert said == (
+        f"the models of ranks [2] have other parameters than that of rank 0: {told}; build the "
+        "same model on every worker"
+    )
+
+
+def test_a_buffer_where_another_worker_has_a_parameter_and_another_order_are_told() -> None:
+    first, other = nn.Module(), nn.Module()
+    first.register_parameter("scale", nn.Parameter(torch.ones(2)))
+    other.register_buffer("scale", torch.ones(2))
+    (told,) = refusals([first, other])
+    assert "scale is a parameter on rank 0 and a buffer on rank 1" in told
+    layers = {"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}
+    (told,) = refusals([nn.ModuleDict(layers), nn.ModuleDict(dict(reversed(layers.items())))])
+    assert "a.weight comes on rank 0 where b.weight comes on rank 1" in told
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numba
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,7 +20,6 @@ from distrain.coordinator.run_folder import (
     RunFolder,
     load_model,
     model_bytes,
-    numerics_fingerprint,
 )
 from distrain.coordinator.run_layout import DONE
 from distrain.errors import ConfigError
@@ -321,13 +319,3 @@ def test_a_result_that_is_missing_damaged_or_another_models_is_bad_data(
         (tmp_path / "m").write_bytes(content)
     with pytest.raises(DataError, match="m cannot be loaded into the model: "):
         load_model(nn.Linear(3, 3), tmp_path / "m")
-
-
-def test_the_fingerprint_says_what_the_bits_rest_on() -> None:
-    found = numerics_fingerprint(torch.device("cpu"), 1)
-    assert found["torch"] == torch.__version__
-    assert found["compute_threads"] == 1
-    assert {"device", "cpu_capability", "machine", "numpy", "python"} <= set(found)
-    assert found["numba"] == numba.__version__
-    assert {"simplejpeg", "pillow"} <= set(found)
-    json.dumps(found, allow_nan=False)

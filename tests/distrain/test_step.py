@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from distrain.coordinator.metrics import MetricSet
-from distrain.errors import NonFiniteError, ProgramError
+from distrain.errors import ConfigError, NonFiniteError, ProgramError
 from distrain.learn.losses import SummedLoss
 from distrain.parallel.communicator import Alone
 from distrain.parallel.replicas import weights_digest
@@ -406,3 +406,59 @@ def test_micro_batches_get_the_samples_of_their_positions() -> None:
     first_batch(make_step(net(), run=run), columns)
     assert [len(part) for part in seen] == [4, 4, 4, 1]
     assert torch.equal(torch.cat(seen), columns["x"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.float16])
+def test_a_trainable_parameter_of_another_dtype_is_refused_by_name(dtype: torch.dtype) -> None:
+    model = nn.ModuleDict({"net": net(), "other": nn.Linear(2, 2, dtype=dtype)})
+    with pytest.raises(ConfigError, match=rf"parameter other\.weight is {dtype}; gradients are"):
+        make_step(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.int64, torch.bool])
+def test_a_frozen_parameter_of_another_dtype_is_used_and_left_alone(dtype: torch.dtype) -> None:
+    model = nn.ModuleDict({"net": net()})
+    model.table = nn.Parameter(torch.ones(CLASSES).to(dtype), requires_grad=False)
+
+    def run(module: Any, columns: Columns) -> MicroBatchResult:
+        outputs = module["net"](columns["x"]) * (module.table != 0).float()
+        return outputs.square().sum(), float(len(outputs)), outputs
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = weights_digest(model["net"])
+    step = make_step(model, run=run, optimizer=torch.optim.SGD(trained, lr=0.1))
+    first_batch(step, samples(16))
+    assert weights_digest(model["net"]) != before
+    assert torch.equal(model.table, torch.ones(CLASSES).to(dtype))
+
+
+class Ungiving(torch.autograd.Function):
+    """A product that gives its second factor no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(factor)
+        return x * factor
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (factor,) = ctx.saved_tensors
+        return grads[0] * factor, None
+
+
+def test_a_parameter_that_an_own_function_gives_no_gradient_counts_as_unused() -> None:
+    model = nn.ModuleDict({"net": net()})
+    model.factor = nn.Parameter(torch.full((CLASSES,), 2.0))
+
+    def run(module: Any, columns: Columns) -> MicroBatchResult:
+        outputs = Ungiving.apply(module["net"](columns["x"]), module.factor)  # type: ignore[no-untyped-call]
+        return outputs.square().sum(), float(len(outputs)), outputs
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.5)
+    result = first_batch(make_step(model, run=run, optimizer=optimizer), samples(16))
+    names = [name for name, _ in model.named_parameters()]
+    present = dict(zip(names, result.totals.present, strict=True))
+    assert present.pop("factor") == 0
+    assert set(present.values()) == {4}
+    assert model.factor.grad is None
+    assert torch.equal(model.factor.detach(), torch.full((CLASSES,), 2.0)), "not even decayed"

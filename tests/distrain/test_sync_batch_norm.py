@@ -476,7 +476,7 @@ def test_norms_within_a_sample_need_no_meeting_but_the_last() -> None:
 def test_workers_that_part_end_with_what_went_wrong(
     distrain: Callable[..., Completed], workers: int, which: str, said: str
 ) -> None:
-    program = PROGRAMS / "parting.py"
+    program = PROGRAMS / "norm_branches.py"
     done = distrain("launch", "--workers", workers, program, which)
     assert done.returncode == 70
     assert said in done.stderr

@@ -1,6 +1,7 @@
 """Joining: alone without a launcher, in a group with one, and never N trainings side by side."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -125,13 +126,13 @@ def test_nccl_is_taken_where_every_local_worker_has_a_gpu_of_its_own(
     if workers_here is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", workers_here)
 
-    def init(name: str, *, init_method: str) -> None:
-        assert init_method == "env://"
+    def init(name: str, *, init_method: str, timeout: timedelta) -> None:
+        assert (init_method, timeout) == ("env://", timedelta(seconds=7))
         chosen.append(name)
         raise InterruptedError
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(distributed, "init_process_group", init)
     with pytest.raises(InterruptedError):
-        world.join()
+        world.join(timeout_s=7)
     assert chosen == [backend]

@@ -1,6 +1,16 @@
-"""Synchronised batch norm whose micro-batches part. Usage: parting.py branch|exception"""
+"""Trains a small net; one worker has a bit flipped, leaves, stands still or is given another run.
 
+Usage: parting.py OUT CHECK_EVERY TIMEOUT_S
+
+PARTING="HOW RANK STEP BIT" in the environment says what happens to that worker in that step,
+counted from 0, between its sum and its update: weight and momentum flip a bit, exit, error and
+sleep are what it does; with epochs it trains for one less. As arguments, it would be another run.
+"""
+
+import os
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,45 +20,87 @@ import distrain
 from data_pipeline import Dataset
 from distrain.step import Columns, MicroBatchResult
 
-
-class Branch(nn.Module):
-    """Only micro-batches whose first value is below 8 take the second norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.always, self.sometimes = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
-        self.head = nn.Linear(2, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.always(x)
-        outputs: torch.Tensor = self.head(self.sometimes(x) if x[0, 0] < 0 else x)
-        return outputs
+ROWS, GLOBAL_BATCH, MICRO_BATCH, EPOCHS = 80, 16, 4, 6
+STEPS_PER_EPOCH = ROWS // GLOBAL_BATCH
+SLEEP_S = 100.0
+FLIPPED = "2.weight"
 
 
-def failing(model: nn.Module, columns: Columns) -> MicroBatchResult:
-    outputs = model.get_submodule("head")(model.get_submodule("always")(columns["x"]))
-    if 15.0 in columns["x"]:
-        raise RuntimeError("bad luck with row 15")
+def net() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 3))
+
+
+def planned(step: int) -> tuple[str, int]:
+    """What happens to this worker in a step, and to which bit."""
+    how, rank, at_step, bit = os.environ.get("PARTING", "nothing 0 0 0").split()
+    here = os.environ.get("RANK", "0") == rank and step == int(at_step)
+    return how if here else "nothing", int(bit)
+
+
+def flip(tensor: torch.Tensor, bit: int) -> None:
+    # Through .data, as a fault in memory does it: nobody is told.
+    tensor.data.reshape(-1)[-1:].view(torch.int32).bitwise_xor_(1 << bit)
+
+
+def part(trainer: distrain.Trainer, step: int) -> None:
+    how, bit = planned(step)
+    weight = trainer.model.get_parameter(FLIPPED)
+    if how == "weight":
+        flip(weight, bit)
+    elif how == "momentum" and trainer.optimizer is not None:
+        flip(trainer.optimizer.state[weight]["momentum_buffer"], bit)
+    elif how == "exit":
+        os._exit(0)
+    elif how == "error":
+        raise ValueError("planted")
+    elif how == "sleep":
+        time.sleep(SLEEP_S)
+
+
+def run(model: nn.Module, columns: Columns) -> MicroBatchResult:
+    outputs = model(columns["x"])
     loss = nn.functional.cross_entropy(outputs, columns["y"], reduction="sum")
-    return loss, float(len(outputs)), outputs
+    return loss, len(outputs), outputs
 
 
-def main(which: str) -> None:
-    x = np.arange(16, dtype=np.float32)[:, None].repeat(2, 1)
-    data = Dataset.from_arrays({"x": x, "y": np.arange(16) % 2}, classes={"y": ("a", "b")})
+def main(out: Path, check_every: int, timeout_s: float) -> None:
+    trainers: list[distrain.Trainer] = []
+
+    def schedule(step: int) -> float:
+        for trainer in trainers:
+            part(trainer, step)
+        return 1.0
+
+    generator = np.random.default_rng(0)
+    data = Dataset.from_arrays(
+        {
+            "x": generator.standard_normal((ROWS, 8)).astype(np.float32),
+            "y": generator.integers(0, 3, ROWS),
+        }
+    )
     trainer = distrain.Trainer(
-        model=Branch,
+        model=net,
         loss=nn.CrossEntropyLoss(),
-        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
         inputs="x",
         target="y",
-        standardize=False,
-        batch_norm="sync",
+        run=out,
+        schedule=schedule,
+        micro_batch_step=run,
+        checkpoint=distrain.Checkpoint(every_steps=2, every_seconds=None, keep_last=2),
+        check_every=check_every,
+        timeout_s=timeout_s,
+        inspect_every=3,
         progress=False,
-        micro_batch_step=failing if which == "exception" else None,
     )
-    trainer.fit(data, epochs=1, global_batch=16, micro_batch=2, last_batch="drop")
+    trainers.append(trainer)
+    trainer.fit(
+        data,
+        epochs=EPOCHS - (planned(0)[0] == "epochs"),
+        global_batch=GLOBAL_BATCH,
+        micro_batch=MICRO_BATCH,
+    )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))

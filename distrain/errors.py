@@ -6,6 +6,7 @@ Exception
 |   |-- ProgramError      70   the model, the loss or the program is at fault
 |   |   `-- NonFiniteError     a loss or gradient is NaN or infinite
 |   `-- ConfigError       78   the job can't be run as it is described
+|-- LostPeerError         69   an exchange failed: another worker has ended, or can't be reached
 |-- DataError             65   (data_pipeline) missing, damaged or not as described
 `-- StorageError          74   (data_pipeline) a file or folder could not be written
 """
@@ -73,11 +74,17 @@ class NonFiniteError(ProgramError):
         self.step, self.epoch, self.what, self.rows = step, epoch, what, tuple(rows)
 
 
+class LostPeerError(RuntimeError):
+    """An exchange failed: another worker has ended, or can't be reached."""
+
+    exit_code = ExitCode.WORKER_LOST
+
+
 def exit_code_of(error: BaseException) -> ExitCode:
     """The exit code for an error; whatever is not known above is a fault of the program."""
     if isinstance(error, KeyboardInterrupt):
         return ExitCode.CTRL_C
-    if isinstance(error, (DistrainError, DataError, StorageError)):
+    if isinstance(error, (DistrainError, DataError, StorageError, LostPeerError)):
         return ExitCode(error.exit_code)
     return ExitCode.FAULT
 

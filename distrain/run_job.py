@@ -122,6 +122,7 @@ def job_trainer(job: Job, train: Dataset, *, fresh: bool = False) -> Trainer:
         deterministic=job.run.deterministic,
         max_time_s=job.run.max_time_s,
         grace_s=job.run.grace_s,
+        backend=job.parallel.backend,
         fresh=fresh,
         job=job_tables(job),
     )

@@ -15,6 +15,7 @@ from data_pipeline.recipe import training_transforms
 from data_pipeline.sampling import Kind, Sampling
 from distrain.arguments import check_arguments
 from distrain.assembly import Assembly
+from distrain.config import Backend
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.coordinator.history import History
@@ -80,6 +81,7 @@ class Trainer:
         deterministic: bool = True,
         max_time_s: float | None = None,
         grace_s: float = 30.0,
+        backend: Backend = "torch",
         fresh: bool = False,
         progress: bool = True,
         job: Mapping[str, Any] | None = None,
@@ -119,12 +121,13 @@ class Trainer:
             max_time_s: Save and stop after so long, counted from the launcher's start.
             grace_s: Time that a run has between a signal to stop and its end; if no step ends in
                 half of it, the last finished step's state is saved.
+            backend: What carries the workers' exchanges; no part of the result.
             fresh: Move a run that stands in the folder aside.
             progress: Show on rank 0 how it goes.
             job: Tables of a job file, kept in the run's `job.toml`.
 
         Raises:
-            UsageError: `WORLD_SIZE` is set and the rest of the group's environment is not.
+            UsageError: the environment describes no group, half a group, or another backend's.
             ConfigError: the model or the loss can't keep the promise; the message names why.
         """
         self._saves = run is not None and checkpoint is not None
@@ -137,7 +140,7 @@ class Trainer:
             max_time_s=max_time_s,
             saves=self._saves,
         )
-        self._world = worlds.join()
+        self._world = worlds.join(backend)
         self._fix_kernels = partial(fix_kernels, compute_threads, deterministic=deterministic)
         self._fix_kernels()
         self.model = build_model(model, seed, self._world)

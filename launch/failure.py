@@ -18,7 +18,7 @@ from distrain.coordinator.stops import (
     StoppedError,
     signal_name,
 )
-from distrain.errors import ExitCode, exit_code_of, is_for_the_user
+from distrain.errors import ExitCode, LostPeerError, exit_code_of, is_for_the_user
 
 REPORTS = "DISTRAIN_REPORTS"
 """Environment variable: the folder that failing workers leave their reports in."""
@@ -88,7 +88,9 @@ def report_of(error: BaseException, rank: int, time_ns: int) -> Report:
         text = "\n".join([str(error) or type(error).__name__, *getattr(error, "__notes__", [])])
     else:
         text = "".join(traceback.format_exception(error)).rstrip()
-    lost = isinstance(error, RuntimeError) and bool(_LOST_PEER.search(str(error)))
+    lost = isinstance(error, LostPeerError) or (
+        isinstance(error, RuntimeError) and bool(_LOST_PEER.search(str(error)))
+    )
     if lost:
         text = f"the connection to another worker was lost; did it end early? ({error})"
     code = ExitCode.WORKER_LOST if lost else exit_code_of(error)

@@ -3,18 +3,22 @@
 import atexit
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import distributed
 
-from distrain.errors import UsageError
+from distrain.config import Backend
+from distrain.errors import ConfigError, LostPeerError, UsageError
 from distrain.parallel.communicator import Alone, Communicator, TorchCommunicator
 
 _LAST_TURN_S = 0.05
 
 _RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_HOROVOD_SIZE = "HOROVOD_SIZE"
+
+_shut_down: list[Callable[[], None]] = []
 
 
 @dataclass(frozen=True)
@@ -35,19 +39,27 @@ class World:
         return self.communicator.world_size
 
 
-def join() -> World:
+def join(backend: Backend = "torch") -> World:
     """Joins the group that the environment describes, once a process, and leaves it at exit.
 
-    `WORLD_SIZE` is set by `distrain`, torchrun and their kin. Without it, or with 1, this process
-    works alone; with more it joins a group or fails: N separate trainings never happen. A group
-    that the program has joined itself is used, and left to it.
+    torch: `WORLD_SIZE` is set by `distrain`, torchrun and their kin. Without it, or with 1, this
+    process works alone; with more it joins a group or fails. Horovod: `HOROVOD_SIZE` and the like
+    are set by `distrain` and horovodrun. A group that one backend's launcher has started is no
+    other's, so that N separate trainings never happen. A group that the program has joined itself
+    is used, and left to it.
 
     Raises:
-        UsageError: `WORLD_SIZE` is above 1 and the rest of the environment is not there.
+        UsageError: the rest of the environment is not there, or it is another backend's.
+        ConfigError: Horovod is asked for and is not installed, or there is no such backend.
     """
+    if backend == "horovod":
+        return _join_horovod()
+    if backend != "torch":
+        raise ConfigError(f'parallel.backend is {backend!r}; give "torch" or "horovod"')
     size = _world_size(os.environ)
     if not distributed.is_initialized():
         if size == 1:
+            _refuse_horovods_workers(os.environ)
             return World(Alone(), _device(local_rank=0))
         missing = [name for name in _RENDEZVOUS if name not in os.environ]
         if missing:
@@ -61,8 +73,50 @@ def join() -> World:
     return World(TorchCommunicator(), device)
 
 
+def _join_horovod() -> World:
+    # Only who asks for Horovod has to have it.
+    try:
+        import horovod.torch as hvd  # noqa: PLC0415
+
+        from distrain.parallel.horovod_communicator import HorovodCommunicator  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError(
+            f'parallel.backend is "horovod", and Horovod can\'t be imported here ({error}): '
+            'install it by `make horovod`, or set parallel.backend = "torch"'
+        ) from error
+    if not hvd.is_initialized():
+        size = _world_size(os.environ)
+        if size > 1 and _HOROVOD_SIZE not in os.environ:
+            raise UsageError(
+                f'parallel.backend is "horovod", but these {size} workers were started for torch '
+                "(WORLD_SIZE is set, HOROVOD_SIZE is not): start them by `distrain train` or "
+                f'`horovodrun -np {size} --gloo`, or set parallel.backend = "torch"'
+            )
+        try:
+            hvd.init()
+        except ValueError as error:
+            raise LostPeerError(f"the workers did not find each other: {error}") from error
+        _shut_down.append(hvd.shutdown)
+        atexit.register(leave)
+    communicator = HorovodCommunicator()
+    device = _device(hvd.local_rank())
+    return World(Alone() if communicator.world_size == 1 else communicator, device)
+
+
+def _refuse_horovods_workers(environment: Mapping[str, str]) -> None:
+    size = environment.get(_HOROVOD_SIZE, "1")
+    if size != "1":
+        raise UsageError(
+            f'HOROVOD_SIZE is {size}, but parallel.backend is "torch", so these would be {size} '
+            'separate trainings: set parallel.backend = "horovod" (Trainer(backend="horovod")), or '
+            "start the program by `distrain launch` or torchrun"
+        )
+
+
 def leave() -> None:
     """Leaves the group, if there is one."""
+    while _shut_down:
+        _shut_down.pop()()
     if distributed.is_initialized():
         distributed.destroy_process_group()
         # A thread of gloo lets go of the last exchange's tensors, for which it needs the

@@ -40,7 +40,12 @@ CHANGES = {
             "import sysconfig; print(sysconfig.get_path('include'))"
         ),
     },
+    # With a torch for GPUs it would want to be built by nvcc; it is for host memory all the same.
+    "cmake/Modules/FindPytorch.cmake": {
+        "(torch.version.cuda is not None) and (CUDA_HOME is not None)": "False",
+    },
 }
+"""By file, what is written in place of what."""
 
 SETTINGS = {
     "HOROVOD_WITHOUT_MPI": "1",

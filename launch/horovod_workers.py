@@ -85,8 +85,8 @@ class HorovodWorkers:
         self._started = []
         forked = multiprocessing.get_context("forkserver")
         for slot in slots:
-            variables = _DEFAULTS | {
-                **{name: value for name, value in os.environ.items() if name in _DEFAULTS},
+            variables = {
+                **{name: os.environ.get(name, value) for name, value in _DEFAULTS.items()},
                 **{name: str(value) for name, value in group.items()},
                 **create_slot_env_vars(slot),
                 "TORCHELASTIC_RESTART_COUNT": str(start),  # a later start is known by this name

@@ -48,7 +48,11 @@ def run_workers(
         ConfigError: that is Horovod, and it is not installed.
         UsageError: a launcher's workers would start workers of their own.
     """
-    _check_backend(backend, workers)
+    if backend == "horovod" and find_spec("horovod") is None:
+        raise ConfigError(
+            'parallel.backend is "horovod", and Horovod is not installed: install it by '
+            '`make horovod`, or set parallel.backend = "torch"'
+        )
     os.environ[BEGAN] = began_now()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _terminate)
@@ -56,25 +60,16 @@ def run_workers(
         answer_to(Alone())
         report = failure_of(arguments, rank=0)
         return None if report is None else Cause(0, report.exit_code, report.text)
+    if os.environ.get("HOROVOD_SIZE", "1") != "1":
+        raise UsageError(
+            f"HOROVOD_SIZE is {os.environ['HOROVOD_SIZE']}: each of horovodrun's workers would "
+            "start workers of its own; leave --workers and --max-restarts out, or horovodrun"
+        )
     with tempfile.TemporaryDirectory(prefix="distrain-", ignore_cleanup_errors=True) as folder:
         os.environ[REPORTS] = folder
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         run_group = _run_on_horovod if backend == "horovod" else _run_on_torch_elastic
         return run_group(arguments, workers, max_restarts or 0, grace_s, Path(folder))
-
-
-def _check_backend(backend: Backend, workers: int) -> None:
-    if backend == "horovod" and find_spec("horovod") is None:
-        raise ConfigError(
-            'parallel.backend is "horovod", and Horovod is not installed: install it by '
-            '`make horovod`, or set parallel.backend = "torch"'
-        )
-    size = os.environ.get("HOROVOD_SIZE", "1")
-    if workers > 1 and size != "1":
-        raise UsageError(
-            f"HOROVOD_SIZE is {size}: each of horovodrun's workers would start {workers} more; "
-            f"leave --workers out, or start the command without horovodrun"
-        )
 
 
 def _run_on_horovod(

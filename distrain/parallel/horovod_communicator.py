@@ -100,13 +100,9 @@ class HorovodCommunicator:
 
     def all_gather(self, send: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """One all-gather."""
-        there = out if out is not None and out.is_contiguous() else None
-        received = send.new_empty((self.world_size, *send.shape)) if there is None else there
-        if received.device == send.device:
-            self.start_all_gather(send.contiguous(), received).wait()
-        else:
-            received.copy_(self.all_gather(send))
-        return received if out is None or there is not None else out.copy_(received)
+        received = send.new_empty((self.world_size, *send.shape)) if out is None else out
+        self.start_all_gather(send.contiguous(), received).wait()
+        return received
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """One broadcast from rank 0."""
@@ -175,5 +171,5 @@ def _flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _lost(error: Exception) -> LostPeerError:
-    """Horovod has no other way to fail here: names hold the sizes, and come one after the other."""
+    """All that can fail: under a name that holds kind, size and dtype, workers can't disagree."""
     return LostPeerError(f"Horovod: {error}")

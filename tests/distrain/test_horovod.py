@@ -51,10 +51,10 @@ def test_under_horovodrun_a_job_gives_the_bits_of_the_torch_backend(
     done = horovodrun(2, "-m", "launch.main", "train", JOB, *short, *where)
     assert done.returncode == 0, done.stdout + done.stderr
     assert result(folder) == unbroken(digits, *short)[0]
-    again = ("--workers", 2)
-    done = horovodrun(2, "-m", "launch.main", "train", JOB, *short, *where, *again)
-    assert done.returncode != 0
-    assert "each of horovodrun's workers would start 2 more" in done.stderr
+    for nested in (("--workers", 2), ("--max-restarts", 1)):
+        done = horovodrun(2, "-m", "launch.main", "train", JOB, *short, *where, *nested)
+        assert done.returncode != 0
+        assert "each of horovodrun's workers would start workers of its own" in done.stderr
 
 
 @pytest.mark.horovod

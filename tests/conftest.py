@@ -22,11 +22,14 @@ HOROVOD_IS_REQUIRED = "DISTRAIN_REQUIRE_HOROVOD"
 """Environment variable: set where no test may be left out, as in CI."""
 
 
+def pytest_configure() -> None:
+    if os.environ.get(HOROVOD_IS_REQUIRED) and find_spec("horovod") is None:
+        raise pytest.UsageError(f"{HOROVOD_IS_REQUIRED} is set, and Horovod is not installed")
+
+
 def pytest_report_header() -> str:
     if find_spec("horovod") is not None:
         return "horovod: installed"
-    if os.environ.get(HOROVOD_IS_REQUIRED):
-        raise pytest.UsageError(f"{HOROVOD_IS_REQUIRED} is set, and Horovod is not installed")
     return "horovod: not installed, so its tests are left out; `make horovod` installs it"
 
 

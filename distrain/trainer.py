@@ -119,8 +119,7 @@ class Trainer:
             compute_threads: Threads of a worker on a CPU; part of the result.
             deterministic: Deterministic kernels only; an operation that has none is an error.
             max_time_s: Save and stop after so long, counted from the launcher's start.
-            grace_s: Time that a run has between a signal to stop and its end; if no step ends in
-                half of it, the last finished step's state is saved.
+            grace_s: Time from a signal to stop to the end; after half, the last step is saved.
             backend: What carries the workers' exchanges; no part of the result.
             fresh: Move a run that stands in the folder aside.
             progress: Show on rank 0 how it goes.
@@ -222,9 +221,8 @@ class Trainer:
             last_batch: What becomes of an epoch's last batch if it is short.
             augment: Transforms of the training samples, run after those of `prepare`; a crop that
                 they begin with, such as RandomResizedCrop, takes the place of the one there.
-            sampling: Whether an epoch has each sample once ("shuffled"), as many as there are drawn
-                with replacement, anew or the same ones in every epoch ("with_replacement",
-                "bootstrap"), or of all classes equally many ("balanced").
+            sampling: Each sample once an epoch ("shuffled"); as many drawn with replacement, anew
+                or once for all ("with_replacement", "bootstrap"); or by class alike ("balanced").
             verify: Compare all shards with their digests first.
             prefetch: Batches that the loader prepares ahead.
             threads: Threads that prepare them; no part of the result.
@@ -234,8 +232,7 @@ class Trainer:
             DataError: a column is missing, or a shard is damaged.
             StorageError: the run's folder can't be written.
             NonFiniteError: a loss or gradient is not finite; on all workers at the same step.
-            StoppedError: a signal or the time limit has ended the run, and all is saved. It is a
-                `SystemExit` with 75.
+            StoppedError: a signal or the time limit ended the run, all saved; `SystemExit` with 75.
         """
         if epochs < 1:
             raise ConfigError(f"epochs is {epochs}; it must be 1 or more")

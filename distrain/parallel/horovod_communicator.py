@@ -3,173 +3,142 @@
 Horovod matches the workers' exchanges by name: a thread of its own agrees with the others, in turns
 of about a millisecond, on what all have handed in under one name, and exchanges that
 (https://horovod.readthedocs.io/en/v0.28.1/concepts_include.html). It may pack several into one
-buffer, "tensor fusion", which moves bytes and changes none. All-gather, all-to-all and broadcast
-move bytes as well, so they take any dtype; the one sum has two terms, and a + b is b + a. So the
-bits are those of any other communicator (rule 5).
+buffer, "tensor fusion", which moves bytes and changes none. Nothing is summed here, so any dtype
+travels, and the bits are those of any other communicator (rule 5).
 
 Importing this needs Horovod: `world.join` does it, and says how to get it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import horovod.torch as hvd
 import torch
 from horovod.common.exceptions import HorovodInternalError
+from horovod.torch.mpi_ops import is_homogeneous
 
 from distrain.errors import LostPeerError
+from distrain.parallel.communicator import Message
 
-SAME_NAMES = 16
-"""How many exchanges of one kind and size may be under way at once."""
+_EXCHANGES = 60
+"""After so many, the names of `exchange` come round again: a multiple of what steps mostly need."""
 
-
-class HorovodExchange:
-    """An exchange that is under way, or done."""
-
-    def __init__(self, handle: int | None, receive: Callable[[Any], None]) -> None:
-        """`receive` takes what Horovod has made of it; without a handle there is nothing to do."""
-        self._handle, self._receive = handle, receive
-
-    def wait(self) -> None:
-        """Blocks until it is done; a second call does nothing.
-
-        Raises:
-            LostPeerError: another worker has ended, or can't be reached.
-        """
-        if self._handle is None:
-            return
-        handle, self._handle = self._handle, None
-        receive, self._receive = self._receive, _drop  # lets go of the tensors
-        try:
-            made = hvd.synchronize(handle)
-        except HorovodInternalError as error:
-            raise _lost(error) from error
-        receive(made)
+_WORD_BYTES = 8
+"""Horovod counts elements in 32 bits (horovod/common/ops/gloo_operations.cc): words make 16 GiB."""
 
 
 class HorovodCommunicator:
-    """All workers that Horovod has started, through host memory."""
+    """All workers that Horovod has started, through host memory.
 
-    # Names are the process's own, however many communicators it makes.
-    _started: ClassVar[dict[tuple[str, int, torch.dtype], int]] = {}
-    _newest: ClassVar[dict[str, HorovodExchange]] = {}
+    An exchange has the name that its kind and size give it, and no two of one name are under way at
+    once. What the workers have agreed on once under a name need not be agreed on anew, as Horovod
+    remembers 1,024 of them (HOROVOD_CACHE_CAPACITY): that saves two thirds of the time.
+    """
 
-    def __init__(self) -> None:
-        """Uses what `world.join` has joined."""
+    # Names are the process's own, however many communicators of it there are.
+    _numbers: ClassVar[dict[str, int]] = {}
+
+    gathers_at_once = True  # every exchange waits for a turn of Horovod's, so one is best
+
+    def __init__(self, channel: str = "distrain") -> None:
+        """Uses what `world.join` has joined; what is named by another channel is kept apart."""
         self.rank: int = hvd.rank()
         self.world_size: int = hvd.size()
-
-    def start_all_gather(self, send: torch.Tensor, out: torch.Tensor) -> HorovodExchange:
-        """Every worker's `send`, `(...)`, into `out`, `(W, ...)`; both contiguous."""
-        words = _words(send, send.numel())
-
-        def begin(name: str) -> int:
-            return int(hvd.allgather_async(words, name=name))
-
-        def receive(made: torch.Tensor) -> None:
-            _flat_bytes(out).copy_(_flat_bytes(made))
-
-        return self._start("all_gather", words, begin, receive)
-
-    def start_all_to_all(self, send: torch.Tensor, out: torch.Tensor) -> HorovodExchange:
-        """Row i of `send` to rank i; row r of `out` from rank r; both `(W, n)`, contiguous."""
-        words = _words(send, send.numel() // self.world_size)
-
-        def begin(name: str) -> int:
-            return int(hvd.alltoall_async(words, name=name))
-
-        def receive(made: tuple[torch.Tensor, torch.Tensor] | torch.Tensor) -> None:
-            received = made if isinstance(made, torch.Tensor) else made[0]
-            _flat_bytes(out).copy_(_flat_bytes(received))
-
-        return self._start("all_to_all", words, begin, receive)
-
-    def start_sum_of_two(self, tensor: torch.Tensor) -> HorovodExchange:
-        """`tensor`, float32 and contiguous, becomes the sum of both workers' own, in place."""
-        assert self.world_size == 2, "the order of a sum of more terms is not ours to choose"
-        local = tensor.detach().cpu()
-
-        def begin(name: str) -> int:
-            return int(hvd.allreduce_async_(local, name=name, op=hvd.Sum))
-
-        def receive(made: torch.Tensor) -> None:
-            if made.data_ptr() != tensor.data_ptr():
-                tensor.detach().copy_(made)
-
-        return self._start("sum", local, begin, receive)
+        # horovodrun gives each host consecutive ranks; here all must come to one number.
+        self.local_size: int = hvd.local_size() if is_homogeneous() else hvd.size()
+        self._channel = channel
 
     def all_gather(self, send: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """One all-gather."""
         received = send.new_empty((self.world_size, *send.shape)) if out is None else out
-        self.start_all_gather(send.contiguous(), received).wait()
+        words = _words(send)
+        if len(words):
+            name = f"{self._channel} all_gather {len(words)} {words.dtype}"
+            made = _done(lambda: hvd.allgather_async(words, name=name))
+            _bytes(received).copy_(_bytes(made))
         return received
+
+    def exchange(self, sends: Sequence[Message], receives: Sequence[Message]) -> None:
+        """One all-to-all of what is sent to each worker, one after the other, in whole words."""
+        bound = [[] for _ in range(self.world_size)]  # type: list[list[torch.Tensor]]
+        for peer, tensor in sends:
+            bound[peer].append(tensor)
+        counts = [sum(_num_words(tensor) for tensor in tensors) for tensors in bound]
+        words = torch.empty(sum(counts), dtype=torch.int64)
+        _copy_along(words, [tensor for tensors in bound for tensor in tensors], arriving=False)
+        name = f"{self._channel} exchange {self._next('exchange') % _EXCHANGES}"
+        splits = torch.tensor(counts, dtype=torch.int32)
+        made, received = _done(lambda: hvd.alltoall_async(words, splits=splits, name=name))
+        # Messages of one worker stay in their order.
+        arriving = sorted(receives, key=lambda message: message[0])
+        expected = [0] * self.world_size
+        for peer, tensor in arriving:
+            expected[peer] += _num_words(tensor)
+        assert received.tolist() == expected, "workers disagree on what is sent"
+        _copy_along(made, [tensor for _, tensor in arriving], arriving=True)
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """One broadcast from rank 0."""
         local = tensor.detach().cpu().contiguous()
-        words = _words(local, local.numel())
-
-        def begin(name: str) -> int:
-            return int(hvd.broadcast_async_(words, root_rank=0, name=name))
-
-        def receive(made: torch.Tensor) -> None:
+        words = _words(local)
+        if len(words):
+            name = f"{self._channel} broadcast {len(words)} {words.dtype}"
+            made = _done(lambda: hvd.broadcast_async(words, root_rank=0, name=name))
             with torch.no_grad():
                 tensor.copy_(made.view(local.dtype).view_as(local))
 
-        self._start("broadcast", words, begin, receive).wait()
+    def another(self) -> "HorovodCommunicator":
+        """The same workers under names of their own; Horovod may be called from any thread."""
+        return HorovodCommunicator(f"{self._channel}.{self._next('another')}")
 
-    def _start(
-        self,
-        kind: str,
-        words: torch.Tensor,
-        begin: Callable[[str], int],
-        receive: Callable[[Any], None],
-    ) -> HorovodExchange:
-        """Hands an exchange in under a name that all workers give it.
-
-        Names come round again: what has been agreed on once under a name need not be agreed on
-        anew, as Horovod remembers 1,024 of them. One that is still under way is waited for. All of
-        this follows from the order in which exchanges are started alone, the same on all workers.
-        """
-        if not words.numel():
-            return HorovodExchange(None, receive)
-        key = (kind, words.numel(), words.dtype)
-        number = self._started.get(key, 0)
-        self._started[key] = number + 1
-        name = f"{kind} {words.numel()} {words.dtype} {number % SAME_NAMES}"
-        if name in self._newest:
-            self._newest[name].wait()
-        try:
-            exchange = HorovodExchange(begin(name), receive)
-        except HorovodInternalError as error:
-            raise _lost(error) from error
-        self._newest[name] = exchange
-        return exchange
+    def _next(self, what: str) -> int:
+        key = f"{self._channel} {what}"
+        number = self._numbers.get(key, 0)
+        self._numbers[key] = number + 1
+        return number
 
 
-def _drop(_made: object) -> None:
-    """What has been received already."""
+def _done(begin: Callable[[], int]) -> Any:
+    """What an exchange has made.
 
-
-def _words(tensor: torch.Tensor, multiple: int) -> torch.Tensor:
-    """A contiguous tensor's bytes on the host, as a vector of the longest words that fit.
-
-    `multiple` elements must be whole words. Horovod counts elements in 32 bits
-    (horovod/common/ops/gloo_operations.cc); of words of 8 bytes that is 16 GiB at once. The choice
-    rests on dtype and shape, so it is the same on all workers.
+    Raises:
+        LostPeerError: another worker has ended, or can't be reached. Nothing else can fail: under a
+            name that holds kind, size and dtype, workers can't disagree.
     """
-    flat = tensor.detach().cpu().reshape(-1)
-    if multiple * flat.element_size() % 8:
+    try:
+        return hvd.synchronize(begin())
+    except HorovodInternalError as error:
+        raise LostPeerError(f"Horovod: {error}") from error
+
+
+def _words(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes on the host, as a vector of words if they make whole ones.
+
+    That rests on dtype and shape alone, so it is the same on all workers.
+    """
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    if flat.nbytes % _WORD_BYTES:
         return flat.view(torch.uint8)
-    if flat.storage_offset() * flat.element_size() % 8:
+    if flat.storage_offset() * flat.element_size() % _WORD_BYTES:
         flat = flat.clone()
     return flat.view(torch.int64)
 
 
-def _flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
+def _num_words(tensor: torch.Tensor) -> int:
+    return -(-tensor.nbytes // _WORD_BYTES)
+
+
+def _copy_along(words: torch.Tensor, tensors: Sequence[torch.Tensor], *, arriving: bool) -> None:
+    """Copies contiguous tensors to words, one after the other, or these to them."""
+    at, block = 0, words.view(torch.uint8)
+    for tensor in tensors:
+        part, content = block[at : at + tensor.nbytes], _bytes(tensor)
+        if arriving:
+            content.copy_(part)
+        else:
+            part.copy_(content)
+        at += _num_words(tensor) * _WORD_BYTES
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().view(-1).view(torch.uint8)
-
-
-def _lost(error: Exception) -> LostPeerError:
-    """All that can fail: under a name that holds kind, size and dtype, workers can't disagree."""
-    return LostPeerError(f"Horovod: {error}")

@@ -29,12 +29,14 @@ LONG = ("--training.epochs", 50, "--early-stopping.patience", 50, "--checkpoint.
 pytestmark = pytest.mark.horovod
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("workers", "more"), [(1, ()), (2, ()), (3, ()), (3, ("--parallel.shard-optimizer",))]
+)
 def test_the_bits_are_those_of_the_torch_backend(
-    digits: Path, tmp_path: Path, workers: int
+    digits: Path, tmp_path: Path, workers: int, more: tuple[str, ...]
 ) -> None:
     folder = tmp_path / "run"
-    with train(digits, folder, workers, *SHORT, *HOROVOD) as run:
+    with train(digits, folder, workers, *SHORT, *HOROVOD, *more) as run:
         assert (run.ends(), run.said) == (0, "")
     assert outcome(folder) == unbroken(digits, *SHORT)
 

@@ -1,7 +1,9 @@
 """Horovod's exchanges carry the bits that torch's carry, and who has no Horovod is told."""
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,18 @@ def test_its_exchanges_give_what_torchs_give(tmp_path: Path, workers: int) -> No
     done = horovodrun(workers, "-W", "error", PROGRAMS / "exchanges.py", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(list(tmp_path.glob("agreed-*"))) == workers
+
+
+@pytest.mark.horovod
+def test_every_way_to_sum_gives_the_bits_of_one_worker(
+    distrain: Callable[..., Completed], run_program: Callable[..., None], tmp_path: Path
+) -> None:
+    alone, ours = tmp_path / "alone.json", tmp_path / "ours.json"
+    run_program("sums.py", 1, alone)
+    program = (PROGRAMS / "sums.py", ours, "horovod")
+    done = distrain("launch", "--workers", 3, "--backend", "horovod", *program)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(ours.read_text()) == json.loads(alone.read_text())
 
 
 @pytest.mark.horovod

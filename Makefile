@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help train test check format clean
+.PHONY: help train test check format horovod clean
 
 help:
 	@echo "make train   set up, write the digits data, train on $(WORKERS) workers (WORKERS=n)"
 	@echo "make test    set up, run the tests"
 	@echo "make check   set up, check format, lint and types"
 	@echo "make format  set up, format the code"
+	@echo "make horovod set up, build and install Horovod, for --parallel.backend horovod"
 	@echo "make clean   remove the environment, data and runs that make has made"
 
 $(READY): pyproject.toml constraints.txt
@@ -43,6 +44,9 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+horovod: $(READY)
+	$(BIN)/python tools/build_horovod.py
 
 clean:
 	rm -rf $(VENV) shards runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -35,6 +35,8 @@ METRICS = (
 )
 """Metrics by name; precision, recall and f1 without `_micro` are macro averages over classes."""
 
+Backend = Literal["torch", "horovod"]
+"""What carries the workers' exchanges."""
 
 MOST_BATCH = 10_000_000
 MOST_PREFETCH = 1_000
@@ -271,6 +273,9 @@ class CheckpointConfig:
 class ParallelConfig:
     """How the workers make one result."""
 
+    backend: Backend = "torch"
+    """What carries the workers' exchanges: torch.distributed, or Horovod (`make horovod`). No part
+    of the result."""
     shard_optimizer: bool = False
     """Each worker keeps and updates a share of the optimizer's state (ZeRO stage 1): its memory
     falls by the number of workers; the bits are the same."""

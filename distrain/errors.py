@@ -140,7 +140,7 @@ def exit_code_of(error: BaseException) -> ExitCode:
     """The exit code for an error; whatever is not known above is a fault of the program."""
     if isinstance(error, KeyboardInterrupt):
         return ExitCode.CTRL_C
-    if isinstance(error, (DistrainError, DataError, StorageError)):
+    if isinstance(error, (DistrainError, DataError, StorageError, LostPeerError)):
         return ExitCode(error.exit_code)
     return ExitCode.FAULT
 

@@ -125,6 +125,7 @@ def job_trainer(job: Job, train: Dataset, *, fresh: bool = False) -> Trainer:
         inspect_every=job.run.inspect_every,
         check_every=job.parallel.check_every,
         timeout_s=job.parallel.timeout_s,
+        backend=job.parallel.backend,
         fresh=fresh,
         job=job_tables(job),
     )

@@ -15,7 +15,7 @@ from data_pipeline.recipe import training_transforms
 from data_pipeline.sampling import Kind, Sampling
 from distrain.arguments import check_arguments
 from distrain.assembly import Assembly
-from distrain.config import ParallelConfig
+from distrain.config import Backend, ParallelConfig
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.coordinator.history import History
@@ -84,6 +84,7 @@ class Trainer:
         inspect_every: int | None = None,
         check_every: int | None = ParallelConfig.check_every,
         timeout_s: float = ParallelConfig.timeout_s,
+        backend: Backend = "torch",
         fresh: bool = False,
         progress: bool = True,
         job: Mapping[str, Any] | None = None,
@@ -126,12 +127,13 @@ class Trainer:
             inspect_every: Log norms of gradients, weights and updates every so many steps.
             check_every: Compare the workers' states every so many steps; None for never.
             timeout_s: So long a worker waits for the others.
+            backend: What carries the workers' exchanges; no part of the result.
             fresh: Move a run that stands in the folder aside.
             progress: Show on rank 0 how it goes.
             job: Tables of a job file, kept in the run's `job.toml`.
 
         Raises:
-            UsageError: `WORLD_SIZE` is set and the rest of the group's environment is not.
+            UsageError: the environment describes no group, half a group, or another backend's.
             ConfigError: the model or the loss can't keep the promise; the message names why.
         """
         self._saves = run is not None and checkpoint is not None
@@ -142,7 +144,7 @@ class Trainer:
             max_time_s=max_time_s,
             saves=self._saves,
         )
-        self._world = worlds.join(timeout_s)
+        self._world = worlds.join(backend, timeout_s)
         self._fix_kernels = partial(fix_kernels, compute_threads, deterministic=deterministic)
         self._fix_kernels()
         self.model = build_model(model, seed, self._world)
@@ -225,9 +227,8 @@ class Trainer:
             last_batch: What becomes of an epoch's last batch if it is short.
             augment: Transforms of the training samples, run after those of `prepare`; a crop that
                 they begin with, such as RandomResizedCrop, takes the place of the one there.
-            sampling: Whether an epoch has each sample once ("shuffled"), as many as there are drawn
-                with replacement, anew or the same ones in every epoch ("with_replacement",
-                "bootstrap"), or of all classes equally many ("balanced").
+            sampling: Each sample once an epoch ("shuffled"); as many drawn with replacement, anew
+                or once for all ("with_replacement", "bootstrap"); or by class alike ("balanced").
             verify: Compare all shards with their digests first.
             prefetch: Batches that the loader prepares ahead.
             threads: Threads that prepare them; no part of the result.
@@ -237,8 +238,7 @@ class Trainer:
             DataError: a column is missing, or a shard is damaged.
             StorageError: the run's folder can't be written.
             NonFiniteError: a loss or gradient is not finite; on all workers at the same step.
-            StoppedError: a signal or the time limit has ended the run, and all is saved. It is a
-                `SystemExit` with 75.
+            StoppedError: a signal or the time limit ended the run, all saved; `SystemExit` with 75.
         """
         if epochs < 1:
             raise ConfigError(f"epochs is {epochs}; it must be 1 or more")

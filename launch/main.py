@@ -7,10 +7,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from data_pipeline.errors import DataError, StorageError
 from distrain import __version__
+from distrain.config import Backend
 from distrain.errors import DistrainError, ExitCode, UsageError, exit_code_of
 from launch.data_parser import add_data, run_data
 from launch.failure import Cause, TerminatedError, report_of, tell
@@ -128,6 +129,9 @@ def _parser() -> argparse.ArgumentParser:
     launch.add_argument(
         "--max-restarts", type=int, help="starts again when a worker is lost (default 0)"
     )
+    launch.add_argument(
+        "--backend", choices=get_args(Backend), default="torch", help="what the script asks for"
+    )
     launch.add_argument("script", type=Path, metavar="SCRIPT")
     launch.add_argument("rest", nargs=argparse.REMAINDER, metavar="ARGS", help="for the script")
     return parser
@@ -185,6 +189,7 @@ def _launch(known: argparse.Namespace) -> Cause | None:
         arguments,
         check_workers(known.workers),
         max_restarts=_checked_restarts(known.max_restarts),
+        backend=known.backend,
     )
 
 

@@ -31,7 +31,8 @@ def plan(
     if seconds > 0:
         with resolved(job) as file:
             out = file.with_name("measured.json")
-            cause = run_workers(["rehearsal", str(file), repr(seconds), str(out)], size)
+            arguments = ["rehearsal", str(file), repr(seconds), str(out)]
+            cause = run_workers(arguments, size, backend=job.parallel.backend)
             if cause is not None:
                 return cause
             measured = json.loads(out.read_bytes())

@@ -51,6 +51,7 @@ def train(
                 size,
                 max_restarts=max_restarts,
                 grace_s=job.run.grace_s,
+                backend=job.parallel.backend,
             )
         except KeyboardInterrupt:
             cause = _stopped_at_start("SIGINT")

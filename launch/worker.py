@@ -140,7 +140,7 @@ def work(
     preloaded = os.getpid() != tied.FORK_SERVER
     die_with_parent(tied.FORK_SERVER if preloaded else os.getppid())
     os.setsid()  # Ctrl-C in a terminal is for the launcher, which hands it on
-    rank = int(os.environ["RANK"])
+    rank = int(os.environ.get("HOROVOD_RANK") or os.environ["RANK"])
     name_process(f"distrain-r{rank}")
     sys.path[:] = search_path
     fork_server.restore(settings)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,29 @@ PROGRAMS = Path(__file__).parent / "programs"
 
 Completed = subprocess.CompletedProcess[str]
 TIMEOUT_S = 240
+
+
+HOROVOD_IS_REQUIRED = "DISTRAIN_REQUIRE_HOROVOD"
+"""Environment variable: set where no test may be left out, as in CI."""
+
+
+def pytest_configure() -> None:
+    if os.environ.get(HOROVOD_IS_REQUIRED) and find_spec("horovod") is None:
+        raise pytest.UsageError(f"{HOROVOD_IS_REQUIRED} is set, and Horovod is not installed")
+
+
+def pytest_report_header() -> str:
+    if find_spec("horovod") is not None:
+        return "horovod: installed"
+    return "horovod: not installed, so its tests are left out; `make horovod` installs it"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the tests of Horovod out where there is none; the header says so."""
+    if find_spec("horovod") is None:
+        left_out = [item for item in items if item.get_closest_marker("horovod")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def clean_environment() -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import IO, Self
 import psutil
 
 from tests.conftest import PROGRAMS, ROOT, clean_environment
-from tests.run_folders import Outcome, outcome
+from tests.run_folders import Outcome, events, last_step, named, outcome, status
 
 JOB = ROOT / "examples" / "digits.toml"
 LIMIT_S = 120.0
@@ -44,6 +44,8 @@ micro_batch = 128
 every_steps = 10
 """
 FAULTY_STEPS = 24
+
+STOPPED = "with everything saved: run the same command to go on"
 
 
 def random_moments() -> random.Random:
@@ -183,3 +185,29 @@ def _undisturbed(start: Callable[[Path], Started]) -> Outcome:
     with tempfile.TemporaryDirectory() as folder, start(Path(folder) / "run") as run:
         assert (run.ends(), run.said) == (0, "")
         return outcome(Path(folder) / "run")
+
+
+def expect_stopped(run: Started, folder: Path, reason: str) -> None:
+    """Of all who are told how it ended: the caller, the user, and who looks later."""
+    assert run.ends() == 75, run.said
+    assert run.said == f"distrain: stopped by {reason}, {STOPPED}"
+    said = status(folder)
+    assert (said["state"], said["exit_code"]) == ("stopped", 75)
+    assert said["reason"] == f"stopped by {reason}"
+    assert said["step"] == last_step(folder)
+    assert (events(folder)[-1]["event"], events(folder)[-1]["exit_code"]) == ("end", 75)
+
+
+def is_training(folder: Path, start: int) -> bool:
+    """Whether the run's so-manieth start has done a step; the first begins at 0."""
+    begins = [0, *(event["step"] for event in named(folder, "resume"))]
+    return len(begins) == start and last_step(folder) > begins[-1]
+
+
+def builds(calls: Path) -> int:
+    """How often rank 0's model was built: once a start."""
+    return calls.with_name(f"{calls.name}-0").read_text().split().count("build")
+
+
+def has_line(path: Path, line: str) -> bool:
+    return path.exists() and line in path.read_text().split()

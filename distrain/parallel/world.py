@@ -3,20 +3,23 @@
 import atexit
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 from torch import distributed
 
-from distrain.config import ParallelConfig
-from distrain.errors import UsageError
+from distrain.config import Backend, ParallelConfig
+from distrain.errors import ConfigError, LostPeerError, UsageError
 from distrain.parallel.communicator import Alone, Communicator, TorchCommunicator
 
 _LAST_TURN_S = 0.05
 
 _RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_HOROVOD_SIZE = "HOROVOD_SIZE"
+
+_shut_down: list[Callable[[], None]] = []
 
 _joined: list[bool] = []
 
@@ -39,23 +42,31 @@ class World:
         return self.communicator.world_size
 
 
-def join(timeout_s: float = ParallelConfig.timeout_s) -> World:
+def join(backend: Backend = "torch", timeout_s: float = ParallelConfig.timeout_s) -> World:
     """Joins the group that the environment describes, once a process, and leaves it at exit.
 
-    `WORLD_SIZE` is set by `distrain`, torchrun and their kin. Without it, or with 1, this process
-    works alone; with more it joins a group or fails: N separate trainings never happen. A group
-    that the program has joined itself is used, and left to it.
+    torch: `WORLD_SIZE` is set by `distrain`, torchrun and their kin. Without it, or with 1, this
+    process works alone; with more it joins a group or fails. Horovod: `HOROVOD_SIZE` and the like
+    are set by `distrain` and horovodrun. A group that one backend's launcher has started is no
+    other's, so that N separate trainings never happen. A group that the program has joined itself
+    is used, and left to it.
 
     Args:
         timeout_s: So long an exchange waits for the other workers; in a group of the program's own
             that is the program's choice.
 
     Raises:
-        UsageError: `WORLD_SIZE` is above 1 and the rest of the environment is not there.
+        UsageError: the rest of the environment is not there, or it is another backend's.
+        ConfigError: Horovod is asked for and is not installed, or there is no such backend.
     """
+    if backend == "horovod":
+        return _join_horovod()
+    if backend != "torch":
+        raise ConfigError(f'parallel.backend is {backend!r}; give "torch" or "horovod"')
     size = _world_size(os.environ)
     if not distributed.is_initialized():
         if size == 1:
+            _refuse_horovods_workers(os.environ)
             return World(Alone(), _device(local_rank=0))
         missing = [name for name in _RENDEZVOUS if name not in os.environ]
         if missing:
@@ -68,7 +79,14 @@ def join(timeout_s: float = ParallelConfig.timeout_s) -> World:
         atexit.register(leave)
         _joined.append(True)
     device = _device(int(os.environ.get("LOCAL_RANK", "0")))
-    return World(TorchCommunicator(timeout=timedelta(seconds=timeout_s)), device)
+    communicator = TorchCommunicator(timeout=timedelta(seconds=timeout_s))
+    local_size = torch.tensor(
+        [int(os.environ.get("LOCAL_WORLD_SIZE", communicator.world_size))], device=device
+    )
+    sizes = set(communicator.all_gather(local_size).flatten().tolist())
+    if len(sizes) == 1:  # of hosts of unlike size none knows where the others begin
+        communicator.local_size = sizes.pop()
+    return World(communicator, device)
 
 
 def has_joined() -> bool:
@@ -76,9 +94,51 @@ def has_joined() -> bool:
     return distributed.is_initialized() and bool(_joined)
 
 
+def _join_horovod() -> World:
+    # Only who asks for Horovod has to have it.
+    try:
+        import horovod.torch as hvd  # noqa: PLC0415
+
+        from distrain.parallel.horovod_communicator import HorovodCommunicator  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError(
+            f'parallel.backend is "horovod", and Horovod can\'t be imported here ({error}): '
+            'install it by `make horovod`, or set parallel.backend = "torch"'
+        ) from error
+    if not hvd.is_initialized():
+        size = _world_size(os.environ)
+        if size > 1 and _HOROVOD_SIZE not in os.environ:
+            raise UsageError(
+                f'parallel.backend is "horovod", but these {size} workers were started for torch '
+                "(WORLD_SIZE is set, HOROVOD_SIZE is not): start them by `distrain train` or "
+                f'`horovodrun -np {size} --gloo`, or set parallel.backend = "torch"'
+            )
+        try:
+            hvd.init()
+        except ValueError as error:
+            raise LostPeerError(f"the workers did not find each other: {error}") from error
+        _shut_down.append(hvd.shutdown)
+        atexit.register(leave)
+    communicator = HorovodCommunicator()
+    device = _device(hvd.local_rank())
+    return World(Alone() if communicator.world_size == 1 else communicator, device)
+
+
+def _refuse_horovods_workers(environment: Mapping[str, str]) -> None:
+    size = environment.get(_HOROVOD_SIZE, "1")
+    if size != "1":
+        raise UsageError(
+            f'HOROVOD_SIZE is {size}, but parallel.backend is "torch", so these would be {size} '
+            'separate trainings: set parallel.backend = "horovod" (Trainer(backend="horovod")), or '
+            "start the program by `distrain launch` or torchrun"
+        )
+
+
 def leave() -> None:
     """Leaves the group, if there is one."""
     _joined.clear()
+    while _shut_down:
+        _shut_down.pop()()
     if distributed.is_initialized():
         distributed.destroy_process_group()
         # A thread of gloo lets go of the last exchange's tensors, for which it needs the

@@ -8,7 +8,7 @@ import psutil
 
 from tests.conftest import PROGRAMS
 from tests.run_folders import last_step, named, outcome, status
-from tests.started import Started, random_moments, train, train_faulty, unbroken
+from tests.started import Started, is_training, random_moments, train, train_faulty, unbroken
 
 KILLS, MOST_STEPS_BETWEEN = 10, 20
 # Enough steps that no run ends before its last kill; how the weights go depends on none of this.
@@ -42,12 +42,6 @@ def test_ten_killed_workers_cost_ten_restarts_and_no_bit(digits: Path, tmp_path:
     assert len(resumed) == KILLS
     assert all(step % 5 == 0 for step in resumed)
     assert status(folder)["starts"] == KILLS + 1
-
-
-def is_training(folder: Path, start: int) -> bool:
-    """Whether the run's so-manieth start has done a step; the first begins at 0."""
-    begins = [0, *(event["step"] for event in named(folder, "resume"))]
-    return len(begins) == start and last_step(folder) > begins[-1]
 
 
 def test_fresh_moves_the_old_run_aside_once_whenever_a_worker_dies(

@@ -13,16 +13,11 @@ import pytest
 from distrain.errors import ExitCode
 from tests.conftest import ROOT, Completed
 from tests.run_folders import last_step, named, outcome, status
-from tests.started import FAULTY_STEPS, JOB, train, train_faulty, unbroken_faulty
+from tests.started import FAULTY_STEPS, JOB, builds, train, train_faulty, unbroken_faulty
 
 Run = Callable[..., Completed]
 
 SHORT = ("--training.epochs", 1)
-
-
-def builds(calls: Path) -> int:
-    """How often rank 0's model was built: once a start."""
-    return calls.with_name(f"{calls.name}-0").read_text().split().count("build")
 
 
 def test_the_codes_are_those_that_schedulers_are_told_of() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.errors import DataError
-from distrain.errors import ConfigError, ExitCode
+from distrain.errors import ConfigError, ExitCode, LostPeerError, exit_code_of
 from launch.failure import (
     Cause,
     Report,
@@ -105,3 +105,10 @@ def test_reports_are_read_as_they_were_written(tmp_path: Path) -> None:
     for each in written:
         write_report(tmp_path, each)
     assert sorted(read_reports(tmp_path), key=lambda each: each.rank) == written
+
+
+def test_the_loss_of_a_peer_that_a_communicator_names_is_known_without_its_words() -> None:
+    told = report_of(LostPeerError("Horovod: it has been shut down"), rank=0, time_ns=0)
+    assert told.lost_peer
+    assert told.exit_code == exit_code_of(LostPeerError()) == ExitCode.WORKER_LOST
+    assert "Traceback" not in told.text

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.run_folders import events, last_step, named, outcome, status
+from tests.run_folders import last_step, named, outcome, status
 from tests.started import (
     FAULTY_STEPS,
-    Started,
+    STOPPED,
+    expect_stopped,
+    has_line,
     random_moments,
     train,
     train_faulty,
@@ -19,18 +21,6 @@ from tests.started import (
 
 JOB = ("--training.epochs", 12, "--checkpoint.every-steps", 10)
 GRACE_S = 8.0
-STOPPED = "with everything saved: run the same command to go on"
-
-
-def expect_stopped(run: Started, folder: Path, reason: str) -> None:
-    """Of all who are told how it ended: the caller, the user, and who looks later."""
-    assert run.ends() == 75, run.said
-    assert run.said == f"distrain: stopped by {reason}, {STOPPED}"
-    said = status(folder)
-    assert (said["state"], said["exit_code"]) == ("stopped", 75)
-    assert said["reason"] == f"stopped by {reason}"
-    assert said["step"] == last_step(folder)
-    assert (events(folder)[-1]["event"], events(folder)[-1]["exit_code"]) == ("end", 75)
 
 
 def test_stopped_with_4_workers_and_with_1_a_run_ends_with_3_at_the_same_bits(
@@ -167,7 +157,3 @@ def test_a_stop_does_not_wait_for_the_end_of_an_evaluation_which_is_done_again(
         assert (run.ends(), run.said) == (0, "")
     assert [event["step"] for event in named(folder, "resume")] == [6]
     assert outcome(folder) == unbroken_faulty(digits)
-
-
-def has_line(path: Path, line: str) -> bool:
-    return path.exists() and line in path.read_text().split()

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from distrain.errors import ConfigError
+from launch import local
 from tests.conftest import ROOT, Completed, clean_environment
 
 Run = Callable[..., Completed]
@@ -278,3 +280,11 @@ def test_help_needs_no_job_and_lists_a_jobs_fields(distrain: Run) -> None:
     assert full.returncode == 0
     for field in ("--optimizer.lr", "--training.global-batch", "--data.augment.shift.pixels"):
         assert field in full.stdout
+
+
+def test_without_horovod_a_job_is_refused_before_it_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(local, "find_spec", lambda _name: None)
+    with pytest.raises(ConfigError, match="Horovod is not installed: install it by `make horovod`"):
+        local.run_workers(["job", "none.toml"], 2, backend="horovod")

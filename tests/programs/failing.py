@@ -1,6 +1,6 @@
 """A program that fails in one of its workers, or waits to be stopped.
 
-Usage: failing.py raise|kill|exit|leave|end|config RANK, or failing.py wait FILE
+Usage: failing.py raise|kill|exit|leave|end|config RANK [BACKEND], or failing.py wait FILE
 """
 
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from distrain.config import Backend
 from distrain.errors import ConfigError
 from distrain.parallel import world as worlds
 
@@ -29,8 +30,8 @@ def fail_here(how: str) -> None:
     sys.exit(7)
 
 
-def main(how: str, where: str) -> None:
-    world = worlds.join()
+def main(how: str, where: str, backend: Backend = "torch") -> None:
+    world = worlds.join(backend)
     send = torch.ones(4)
     world.communicator.all_gather(send)
     if how == "wait":
@@ -44,4 +45,4 @@ def main(how: str, where: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])  # type: ignore[arg-type]

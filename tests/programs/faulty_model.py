@@ -21,11 +21,14 @@ MICRO_BATCHES = 2
 
 HANG_S = 600.0
 
+RANK = os.environ.get("HOROVOD_RANK") or os.environ.get("RANK", "0")
+WORLD_SIZE = os.environ.get("HOROVOD_SIZE") or os.environ.get("WORLD_SIZE", "1")
+
 
 def note(what: str) -> None:
     """Leaves a line for the test."""
     if "CALLS" in os.environ:
-        with Path(f"{os.environ['CALLS']}-{os.environ.get('RANK', '0')}").open("a") as file:
+        with Path(f"{os.environ['CALLS']}-{RANK}").open("a") as file:
             file.write(f"{what}\n")
 
 
@@ -35,7 +38,7 @@ class Fault(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._passes = 0
-        self._passes_per_step = MICRO_BATCHES // int(os.environ.get("WORLD_SIZE", "1"))
+        self._passes_per_step = MICRO_BATCHES // int(WORLD_SIZE)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -53,7 +56,7 @@ class Fault(nn.Module):
 def planted() -> tuple[str, int]:
     """What is to happen on this rank, and after how many steps."""
     rank, kind, steps = os.environ.get("FAULT", "all:nothing:0").split(":")
-    return (kind if rank in (os.environ.get("RANK", "0"), "all") else "nothing"), int(steps)
+    return (kind if rank in (RANK, "all") else "nothing"), int(steps)
 
 
 def fail(kind: str) -> None:

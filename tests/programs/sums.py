@@ -1,6 +1,6 @@
 """Trains every row of the matrix of ways to sum in one process group; rank 0 writes a digest a row.
 
-Usage: sums.py OUT.json
+Usage: sums.py OUT.json [BACKEND]
 """
 
 import json
@@ -24,6 +24,8 @@ Parameters = Iterable[nn.Parameter]
 
 # 92 rows in batches of 32: the last of an epoch has 28, four micro-batches of which one is short.
 ROWS, GLOBAL_BATCH, MICRO_BATCH, EPOCHS, CLASSES = 92, 32, 8, 2, 3
+
+BACKEND: Any = sys.argv[2] if len(sys.argv) > 2 else "torch"
 
 WAYS = {
     "whole": SumOptions(whole_words=2**30),
@@ -99,6 +101,7 @@ def train(
         inputs="x",
         target="y",
         progress=False,
+        backend=BACKEND,
         **settings,
     )
     trainer._sum = options
@@ -123,7 +126,12 @@ def main(out: Path) -> None:
         rounded = SumOptions(**{**vars(options), "gradient_dtype": "bfloat16"})
         rows[f"bfloat16-{way}"] = train(data, rounded, sgd)
     rank = distrain.Trainer(
-        model=Net, loss=nn.CrossEntropyLoss(), optimizer=sgd, inputs="x", target="y"
+        model=Net,
+        loss=nn.CrossEntropyLoss(),
+        optimizer=sgd,
+        inputs="x",
+        target="y",
+        backend=BACKEND,
     ).rank
     if rank == 0:
         out.write_text(json.dumps(rows))

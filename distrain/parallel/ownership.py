@@ -46,7 +46,7 @@ class Ownership(Protocol):
         ...
 
     def owned(self, vector: torch.Tensor) -> list[torch.Tensor]:
-        """The pieces of a flat vector that this worker updates."""
+        """The pieces of the summed gradient that this worker has."""
         ...
 
     def whole(self, gradient: torch.Tensor) -> list[torch.Tensor]:
@@ -150,15 +150,19 @@ class Sharded:
         optimizer: torch.optim.Optimizer,
         transport: SharedTransport,
         parts: Sequence[range],
+        *,
+        gradient_is_whole: bool = False,
     ) -> None:
         """Moves the weights into one flat vector, and the optimizer to this worker's pieces of it.
+
+        `gradient_is_whole`: every worker is given the sum of all of it, and not of its shares.
 
         Raises:
             ConfigError: the optimizer looks beyond an element.
         """
         refuse_beyond_elements(optimizer)
         self._gradients, self._optimizer = gradients, optimizer
-        self._transport, self._parts = transport, parts
+        self._transport, self._parts, self._is_whole = transport, parts, gradient_is_whole
         self._shares = [share for part in parts if (share := transport.share(part))]
         self._weights = self._vector()
         for parameter, view in zip(
@@ -201,6 +205,8 @@ class Sharded:
 
     def norm(self, gradient: torch.Tensor) -> float:
         """A closing exchange: each worker's norms of its own blocks, then one fold."""
+        if self._is_whole:
+            return norm_of_blocks(block_norms(gradient))
         norms = gradient.new_zeros(-(-len(gradient) // NORM_BLOCK))
         for share in self._shares:
             found = block_norms(gradient[share.start : share.stop])
@@ -209,11 +215,15 @@ class Sharded:
         return norm_of_blocks(self._transport.communicator.all_gather(norms).sum(0))
 
     def owned(self, vector: torch.Tensor) -> list[torch.Tensor]:
-        """This worker's shares."""
+        """This worker's shares; of a gradient that is whole, all of it."""
+        if self._is_whole:
+            return [vector]
         return [vector[share.start : share.stop] for share in self._shares]
 
     def whole(self, gradient: torch.Tensor) -> list[torch.Tensor]:
-        """An exchange of as many bytes as the model has."""
+        """An exchange of as many bytes as the model has, unless the gradient is whole."""
+        if self._is_whole:
+            return self._gradients.buffer_views(gradient)
         together = gradient.clone()
         self._transport.spread(self._parts, together)
         return self._gradients.views(together)

@@ -93,15 +93,16 @@ def whole_words(num_words: int, num_leaves: int, world_size: int, local_size: in
     return max(sent)
 
 
-def split_words(num_words: int, num_leaves: int, world_size: int, local_size: int = 0) -> int:
-    """Words that the busiest worker sends if rounds carry shares: sums first, then totals."""
-    sent = []
+def split_words(
+    num_words: int, num_leaves: int, world_size: int, local_size: int = 0
+) -> tuple[int, int]:
+    """Words that the busiest worker sends if rounds carry shares: partial sums, then totals."""
+    sums, totals = 0.0, 0.0
     for rank in range(world_size):
-        words, share = 0.0, float(num_words)
+        share, sent = float(num_words), 0.0
         for one in rounds(rank, world_size, local_size or world_size):
             share /= len(one.members)
-            others = len(one.members) - 1
             nodes = len(held_nodes(one.group(rank), num_leaves, world_size))
-            words += share * others * (nodes + 1)
-        sent.append(round(words))
-    return max(sent)
+            sent += share * (len(one.members) - 1) * nodes
+        sums, totals = max(sums, sent), num_words - share
+    return round(sums), round(totals)

@@ -14,6 +14,7 @@ from distrain.parallel.overlap import Overlap
 from distrain.parallel.ownership import Ownership, Replicated, Sharded, refuse_beyond_elements
 from distrain.parallel.payload import Payload, PayloadLayout
 from distrain.parallel.reduction import TreeReduction
+from distrain.parallel.transport import SharedTransport
 from distrain.parallel.route import split_words, whole_words
 from distrain.parallel.world import World
 
@@ -107,8 +108,8 @@ class StepSum:
         )
         self._is_sharded = options.shard_optimizer and world.size > 1
         self._refuses = options.shard_optimizer
-        whole = 0 if self._is_sharded else options.whole_words
-        self._parts = gradient_parts(num_words, whole, options.part_words)
+        self._part_words = options.part_words
+        self._parts = gradient_parts(num_words, options.whole_words, options.part_words)
         self._reduction = TreeReduction(
             self.layout,
             world.communicator,
@@ -131,10 +132,14 @@ class StepSum:
         """Bytes that the busiest worker sends in a step; the weights of a sharded optimizer too."""
         layout, size = self.layout, self._world.size
         local = self._world.communicator.local_size
+        item, count = layout.gradient_dtype.itemsize, layout.num_gradient
+        sums, totals = split_words(count, num_leaves, size, local)
         whole = layout.head if self._parts else layout
-        shares = split_words(layout.num_gradient, num_leaves, size, local) if self._parts else 0
-        words = whole_words(whole.num_bytes, num_leaves, size, local)
-        return words + layout.gradient_dtype.itemsize * shares
+        sent = whole_words(whole.num_bytes, num_leaves, size, local)
+        sent += item * sums if self._parts else 0
+        if self._is_sharded:
+            return sent + torch.float32.itemsize * totals
+        return sent + item * totals if self._parts else sent
 
     def ownership(self, optimizer: torch.optim.Optimizer) -> Ownership:
         """Who updates what; the same at W = 1 as elsewhere in what it refuses.
@@ -144,8 +149,12 @@ class StepSum:
         """
         if self._refuses:
             refuse_beyond_elements(optimizer)
-        if self._is_sharded:
+        if self._is_sharded and self._parts:
             return Sharded(self.gradients, optimizer, self._reduction.shared, self._parts)
+        if self._is_sharded:  # a short gradient is whole on every worker; its weights are shared
+            transport = SharedTransport(self._world.communicator)
+            parts = gradient_parts(self.gradients.num_floats, 0, self._part_words)
+            return Sharded(self.gradients, optimizer, transport, parts, gradient_is_whole=True)
         return Replicated(self.gradients, optimizer)
 
     def begin(self, num_leaves: int, *, alone: bool = False) -> range:

@@ -31,8 +31,9 @@ WAYS = {
     "whole": SumOptions(whole_words=2**30),
     "parts": SumOptions(whole_words=0, part_words=NORM_BLOCK),
     "one_part": SumOptions(whole_words=0),
-    "sharded": SumOptions(shard_optimizer=True),
-    "sharded_parts": SumOptions(shard_optimizer=True, part_words=2 * NORM_BLOCK),
+    "sharded": SumOptions(shard_optimizer=True, whole_words=0),
+    "sharded_whole": SumOptions(shard_optimizer=True),
+    "sharded_parts": SumOptions(shard_optimizer=True, whole_words=0, part_words=2 * NORM_BLOCK),
 }
 """All of a row's ways have to end with the same bits."""
 

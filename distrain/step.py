@@ -16,6 +16,7 @@ from distrain.coordinator.ledger import Ledger, LedgerTotals
 from distrain.coordinator.metrics import MetricSet
 from distrain.errors import ConfigError, NonFiniteError, ProgramError
 from distrain.learn.averaging import AveragedWeights
+from distrain.learn.loss_scale import LossScale
 from distrain.learn.schedules import Schedule
 from distrain.numerics import aligned, micro_batch_seed, seed_generators
 from distrain.parallel.forward_guard import ForwardGuard
@@ -54,6 +55,9 @@ class StepResult:
         grad_norm: Global 2-norm of the mean gradient before clipping.
         lr: Learning rate of the first parameter group.
         flags: What the workers have raised, by kind and rank; no number above depends on it.
+        loss_scale: For the step to come, where the loss is scaled.
+        skipped: The gradient overflowed at this step's scale; neither weights nor running
+            statistics have moved.
     """
 
     batch: GlobalBatch
@@ -61,6 +65,8 @@ class StepResult:
     grad_norm: float
     lr: float
     flags: Mapping[Flag, tuple[int, ...]] = field(default_factory=dict)
+    loss_scale: LossScale | None = None
+    skipped: bool = False
 
 
 class NotAtRestError(ProgramError):
@@ -87,6 +93,7 @@ class TrainingStep:
         options: SumOptions = SumOptions(),  # noqa: B008 - it is frozen
         average: AveragedWeights | None = None,
         batch_norm: Literal["micro", "sync"] = "micro",
+        scales_loss: bool = False,
     ) -> None:
         """Lays out gradients and ledger for the model as it is now.
 
@@ -99,6 +106,7 @@ class TrainingStep:
         self._world, self._target, self._seed = world, target, seed
         self._divisor, self._rows_at = float(global_batch), rows_at
         self.average = average or AveragedWeights(model, None)
+        self._scales_loss, self._loss_scale, self._is_spent = scales_loss, 1.0, False
         gradients = FlatGradients(model)
         if batch_norm not in ("micro", "sync"):
             raise ConfigError(f'batch_norm is {batch_norm!r}; give "micro" or "sync"')
@@ -145,14 +153,18 @@ class TrainingStep:
         batch: GlobalBatch,
         columns: Columns,
         raised: Callable[[], Mapping[Flag, int]] = _nothing,
+        loss_scale: LossScale | None = None,
     ) -> StepResult:
         """Does one step; `columns` holds the samples of this worker's micro-batches.
 
-        `raised()` is what asks this worker to stop; every worker is told all of them.
+        `raised()` is what asks this worker to stop; every worker is told all of them. `loss_scale`
+        is what the step before has left, None for the first.
 
         Raises:
             NonFiniteError: on all workers alike; the weights are those before the step.
         """
+        scaling = (loss_scale or LossScale()) if self._scales_loss else None
+        self._loss_scale = 1.0 if scaling is None else scaling.scale
         with self._moving:  # from here on the running statistics move with each micro-batch
             self._statistics.begin()
         self._guard.begin()
@@ -163,15 +175,22 @@ class TrainingStep:
         summed = self._sum.close(raised())
         if summed.is_wrong:  # seen by all workers alike: once more, the slow way
             self._statistics.restore()
-            return self(batch, columns, raised)
+            return self(batch, columns, raised, loss_scale)
         totals = self._ledger.read(summed.total)
         # Each backward pass ran on sum / global_batch (a constant, so that float16 would not
         # overflow); what is wanted is sum / weight (rule 4).
-        scale = self._divisor / totals.weight if totals.weight else 0.0
+        scale = self._divisor / totals.weight / self._loss_scale if totals.weight else 0.0
         if scale != 1.0:
             summed.gradient.mul_(scale)
         norm = self.update.norm(summed.gradient)
-        if not (math.isfinite(norm) and math.isfinite(totals.loss_sum)):
+        overflow = not math.isfinite(norm) and math.isfinite(totals.loss_sum)
+        if scaling is not None:
+            scaling = scaling.after(overflow=overflow)
+            self._is_spent = scaling.is_spent
+            if overflow and not self._is_spent:
+                lr = self._skip(batch)
+                return StepResult(batch, totals, norm, lr, summed.flags, scaling, skipped=True)
+        if overflow or not math.isfinite(totals.loss_sum):
             raise self._non_finite(batch, owned, columns)
         self.update.clip(summed.gradient, norm)
         lr = self.update.set_learning_rate(batch.step)
@@ -183,7 +202,15 @@ class TrainingStep:
             self.update.move(batch.step, summed.gradient, totals.present)
             self.average.update(batch.step + 1)
             self._steps_done = batch.step + 1
-        return StepResult(batch, totals, norm, lr, summed.flags)
+        return StepResult(batch, totals, norm, lr, summed.flags, scaling)
+
+    def _skip(self, batch: GlobalBatch) -> float:
+        """Counts a step that moves nothing; gives its learning rate."""
+        self._sum.gradients.clear()
+        with self._moving:
+            self._statistics.restore()
+            self._steps_done = batch.step + 1
+        return self.update.set_learning_rate(batch.step)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -296,7 +323,8 @@ class TrainingStep:
             loss_sum, weight, outputs = checked_result(self._run(module, sample))
             _check_loss(loss_sum)
             collect()
-            (loss_sum / self._divisor).backward()  # type: ignore[no-untyped-call]
+            scaled = loss_sum / self._divisor * self._loss_scale
+            scaled.backward()  # type: ignore[no-untyped-call]
         except ValueError as error:
             if self._statistics.has_batch_norm and "more than 1 value per channel" in str(error):
                 raise ProgramError(
@@ -322,7 +350,7 @@ class TrainingStep:
         self._statistics.restore()
         self._sum.gradients.clear()
         gathered = self._world.communicator.all_gather(marks.to(self._world.device)).sum(0).cpu()
-        return non_finite(batch, gathered, self._rows_at)
+        return non_finite(batch, gathered, self._rows_at, spent_scale=self._is_spent)
 
 
 def check_finite(model: torch.nn.Module, step: int) -> None:

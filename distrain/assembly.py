@@ -54,3 +54,9 @@ class Assembly:
             pin_memory=self.world.device.type == "cuda",
         )
         return OnDevice(prefetcher, self.world.device)
+
+
+def measured(metrics: MetricSet, validation: Dataset | None) -> list[str]:
+    """The names of the scores that each epoch will have."""
+    names = ["loss", *metrics.names]
+    return names + [f"val_{name}" for name in names if validation is not None]

@@ -14,7 +14,8 @@ from data_pipeline.dataset import Dataset
 from data_pipeline.recipe import training_transforms
 from data_pipeline.sampling import Kind, Sampling
 from distrain.arguments import check_arguments
-from distrain.assembly import Assembly
+from distrain.assembly import Assembly, measured
+from distrain.compilation import check_batch_norm
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.coordinator.history import History
@@ -37,6 +38,7 @@ from distrain.parallel import world as worlds
 from distrain.parallel.replicas import ModelSource, build_model
 from distrain.parallel.split import BatchPlan, plan_batches
 from distrain.parallel.summing import SumOptions
+from distrain.precision import make_precision
 from distrain.reading import Reading
 from distrain.step import MicroBatchStep, TrainingStep
 from distrain.train import TrainingLoop
@@ -73,6 +75,10 @@ class Trainer:
         micro_batch_step: MicroBatchStep | None = None,
         prepare: Sequence[Transform] = (),
         standardize: bool = True,
+        precision: str = "float32",
+        activation_checkpointing: Sequence[str] = (),
+        compile: bool = False,  # noqa: A002 - torch's own word
+        channels_last: bool = False,
         shard_optimizer: bool = False,
         gradient_dtype: Literal["float32", "bfloat16"] = "float32",
         batch_norm: Literal["micro", "sync"] = "micro",
@@ -111,6 +117,10 @@ class Trainer:
                 `loss(model(columns[inputs]), columns[target])`; it gets all columns.
             prepare: Transforms of all inputs, those that are evaluated or predicted as well.
             standardize: Scale uint8 and float inputs by the training part's mean and std.
+            precision: "float32"; or "bfloat16" or "float16", by autocast; weights stay float32.
+            activation_checkpointing: Names of submodules (`blocks.*`) to run again for gradients.
+            compile: Compile the model, for static shapes; names of parameters stay as they are.
+            channels_last: Lay the model and 4-D inputs out with channels last.
             shard_optimizer: Each worker has a share of the optimizer's state (ZeRO stage 1).
             gradient_dtype: What gradients travel as; part of the result.
             batch_norm: Normalises by a micro-batch's own statistics, or by the whole batch's.
@@ -143,7 +153,12 @@ class Trainer:
         self.model = build_model(model, seed, self._world)
         self.optimizer: Optimizer | None = None
         summed = SummedLoss(loss, self._world.device)
-        self._work = MicroBatchWork(loss=summed, inputs=inputs, target=target, own=micro_batch_step)
+        forward = make_precision(precision, activation_checkpointing, compile, channels_last)
+        check_batch_norm(compile=compile, batch_norm=batch_norm)
+        forward.prepare(self.model, self._world.device)
+        self._work = MicroBatchWork(
+            summed, inputs, target, micro_batch_step, forward, self._world.device
+        )
         refuse_trainable(loss, self.model)
         self._make_optimizer = partial(
             checked_optimizer,
@@ -167,6 +182,7 @@ class Trainer:
             "target": target,
             "prepare": [describe(transform) for transform in self._reading.prepare],
             "standardize": standardize,
+            **forward.settings(),
             "loss": summed.description,
             "micro_batch_step": describe(micro_batch_step),
             "schedule": describe(self._schedule),
@@ -300,8 +316,10 @@ class Trainer:
         plan = plan_batches(train.num_rows, global_batch, micro_batch, last_batch)
         plan.check_world_size(self._world.size)
         self._reading.fit(train)
-        metrics = self._metric_set(train)
-        self._check_monitor(metrics, validation)
+        metrics = self._work.metric_set(self._metrics, train)
+        for rule in (self._early_stopping, self._checkpoint):
+            if rule is not None:
+                rule.check(measured(metrics, validation))
         for dataset in filter(None, (train, validation)):
             dataset.column(self._inputs), dataset.column(self._target)
             if verify:
@@ -330,7 +348,7 @@ class Trainer:
 
         Inputs are scaled as in the last `fit`; before one, by the data set's own statistics.
         """
-        metrics = self._metric_set(dataset)
+        metrics = self._work.metric_set(self._metrics, dataset)
         return self._evaluate(dataset, metrics).scores(metrics)
 
     def predict(self, dataset: Dataset) -> torch.Tensor:
@@ -361,22 +379,6 @@ class Trainer:
             signals=WATCHED if self._saves else (),
         )
 
-    def _metric_set(self, dataset: Dataset) -> MetricSet:
-        return MetricSet(
-            self._metrics,
-            len(dataset.column(self._target).classes),
-            ignore_index=self._work.loss.ignore_index,
-            threshold=self._work.loss.threshold,
-        )
-
-    def _check_monitor(self, metrics: MetricSet, validation: Dataset | None) -> None:
-        known = ["loss", *metrics.names]
-        if validation is not None:
-            known += [f"val_{name}" for name in known]
-        for rule in (self._early_stopping, self._checkpoint):
-            if rule is not None:
-                rule.check(known)
-
     def _training_step(
         self, optimizer: Optimizer, plan: BatchPlan, metrics: MetricSet, sampling: Sampling
     ) -> TrainingStep:
@@ -395,4 +397,5 @@ class Trainer:
             rows_at=lambda epoch, start, stop: sampling.order(epoch).rows(start, stop),
             options=self._sum,
             batch_norm=self._batch_norm,
+            scales_loss=self._work.precision.scales_loss,
         )

@@ -13,6 +13,7 @@ import torch
 from distrain.activation_checkpointing import checkpoint_activations, undo_checkpointing
 from distrain.checks import near_names
 from distrain.compilation import (
+    check_batch_norm,
     check_compiler,
     compile_in_place,
     refuse_compiled,
@@ -73,12 +74,15 @@ class Precision:
             "channels_last": self.channels_last,
         }
 
-    def prepare(self, model: torch.nn.Module, device: torch.device) -> None:
+    def prepare(
+        self, model: torch.nn.Module, device: torch.device, batch_norm: str = "micro"
+    ) -> None:
         """Makes the model one that is computed so, in place.
 
         Raises:
             ConfigError: it can't be.
         """
+        check_batch_norm(compile=self.compile, batch_norm=batch_norm)
         undo_checkpointing(model)
         undo_compiling(model)
         refuse_compiled(model)

@@ -15,7 +15,6 @@ from data_pipeline.recipe import training_transforms
 from data_pipeline.sampling import Kind, Sampling
 from distrain.arguments import check_arguments
 from distrain.assembly import Assembly, measured
-from distrain.compilation import check_batch_norm
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.coordinator.history import History
@@ -154,8 +153,7 @@ class Trainer:
         self.optimizer: Optimizer | None = None
         summed = SummedLoss(loss, self._world.device)
         forward = make_precision(precision, activation_checkpointing, compile, channels_last)
-        check_batch_norm(compile=compile, batch_norm=batch_norm)
-        forward.prepare(self.model, self._world.device)
+        forward.prepare(self.model, self._world.device, batch_norm)
         self._work = MicroBatchWork(
             summed, inputs, target, micro_batch_step, forward, self._world.device
         )

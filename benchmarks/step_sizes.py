@@ -32,12 +32,13 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.conditions import conditions, ratios, spread
 from distrain.coordinator.metrics import MetricSet
 from distrain.learn.schedules import Constant
+from distrain.micro_batch import Columns, MicroBatchResult
 from distrain.numerics import fix_kernels
 from distrain.parallel import world as worlds
 from distrain.parallel.split import GlobalBatch
 from distrain.parallel.summing import SumOptions
 from distrain.parallel.world import World
-from distrain.step import Columns, MicroBatchResult, TrainingStep
+from distrain.step import TrainingStep
 from distrain.update import Clip
 from launch.local import run_workers
 

@@ -1,6 +1,6 @@
 """The parts of a training, put together and not started yet."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from data_pipeline.dataset import Dataset
@@ -54,3 +54,24 @@ class Assembly:
             pin_memory=self.world.device.type == "cuda",
         )
         return OnDevice(prefetcher, self.world.device)
+
+
+def measured(metrics: MetricSet, validation: Dataset | None) -> list[str]:
+    """The names of the scores that each epoch will have."""
+    names = ["loss", *metrics.names]
+    return names + [f"val_{name}" for name in names if validation is not None]
+
+
+def check_datasets(
+    datasets: Sequence[Dataset], columns: Sequence[str], world: World, *, verify: bool
+) -> None:
+    """Refuses data that lacks a column or, if asked to `verify`, differs from its digests.
+
+    Raises:
+        DataError: names the column, or the shard; each worker looks at its part of the shards.
+    """
+    for dataset in datasets:
+        for name in columns:
+            dataset.column(name)
+        if verify:
+            dataset.verify(rank=world.rank, world_size=world.size)

@@ -28,17 +28,34 @@ class Mark(IntEnum):
     """The same of a gradient."""
 
 
+_NO_OVERFLOW = (
+    "The loss scale is down at 1, so it is not to blame: a gradient overflows float16 by itself "
+    '(precision "bfloat16" has the range of float32), or has no value. '
+)
+
+
 def new_marks(num_micro_batches: int) -> torch.Tensor:
     """`(marks, M)`, int64, all 0."""
     return torch.zeros(len(Mark), num_micro_batches, dtype=torch.int64)
 
 
-def non_finite(batch: GlobalBatch, marks: torch.Tensor, rows_at: RowsAt) -> NonFiniteError:
-    """The error that names the first fault and its rows, from all workers' marks."""
+def non_finite(
+    batch: GlobalBatch, marks: torch.Tensor, rows_at: RowsAt, *, spent_scale: bool = False
+) -> NonFiniteError:
+    """The error that names the first fault and its rows, from all workers' marks.
+
+    `spent_scale`: the loss scale has been halved as often as it can be.
+    """
     what, found = at_fault(marks)
     positions = [batch.positions(range(number, number + 1)) for number in found]
     rows = np.concatenate([rows_at(batch.epoch, *position) for position in positions])
-    return NonFiniteError(step=batch.step + 1, epoch=batch.epoch + 1, what=what, rows=rows.tolist())
+    return NonFiniteError(
+        step=batch.step + 1,
+        epoch=batch.epoch + 1,
+        what=what,
+        rows=rows.tolist(),
+        cause=_NO_OVERFLOW if spent_scale else "",
+    )
 
 
 def at_fault(marks: torch.Tensor) -> tuple[str, list[int]]:

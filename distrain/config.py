@@ -20,6 +20,8 @@ SCHEDULES: dict[str, tuple[str, ...]] = {
 }
 """The schedules by name, each with the fields it takes."""
 
+PRECISIONS = ("float32", "bfloat16", "float16")
+
 LOSSES = ("cross_entropy", "bce_with_logits", "mse", "mae", "huber")
 
 METRICS = (
@@ -116,6 +118,14 @@ class ModelConfig:
     """mlp, cnn, or PACKAGE.MODULE:FUNCTION, which is called with the options and gives a module."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for the function."""
+    activation_checkpointing: tuple[str, ...] = ()
+    """Patterns of names of submodules, such as blocks.*, that are run again in the backward pass
+    instead of keeping what they have computed: less memory and more time."""
+    compile: bool = False
+    """Compile the model with torch.compile, for static shapes; part of the result."""
+    channels_last: bool = False
+    """Lay the model and its pictures out with channels last, which many convolutions are faster
+    with; part of the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +214,9 @@ class TrainingConfig:
     """Clamp each element of the gradient to this magnitude."""
     batch_norm: Literal["micro", "sync"] = "micro"
     """Batch norm by each micro-batch's own statistics, or by those of the whole global batch."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What autocast computes in; weights, gradients and sums are float32 in any case. float16
+    scales the loss, and skips a step whose gradient overflows."""
     metrics: tuple[str, ...] = ()
     """accuracy, precision, recall, f1 (macro; with _micro micro averages), mse, mae."""
 

@@ -31,6 +31,11 @@ _OF_MODULES = frozenset(vars(torch.nn.Module()))
 """What torch keeps in a module for itself."""
 
 
+def described(**objects: object) -> dict[str, str]:
+    """What `describe` says of each."""
+    return {name: describe(value) for name, value in objects.items()}
+
+
 def describe(thing: object) -> str:
     """A text that is the same in every process, and another for other settings; no addresses.
 

@@ -67,13 +67,16 @@ class NonFiniteError(ProgramError):
         rows: Row numbers in the data set of the samples of the micro-batches at fault.
     """
 
-    def __init__(self, *, step: int, epoch: int, what: str, rows: Sequence[int]) -> None:
-        """Words the message; it names at most 32 rows."""
+    def __init__(
+        self, *, step: int, epoch: int, what: str, rows: Sequence[int], cause: str = ""
+    ) -> None:
+        """Words the message; it names at most 32 rows. `cause` says what it can't be, or must."""
         named = ", ".join(map(str, rows[:32])) + (", ..." if len(rows) > 32 else "")
         super().__init__(
             f"the {what} is not finite at step {step} (epoch {epoch}); the samples of the "
-            f"micro-batches at fault are the data set's rows {named}. The weights are those before "
-            "the step; look at these samples, lower the learning rate, or clip the gradient"
+            f"micro-batches at fault are the data set's rows {named}. {cause}The weights are "
+            "those before the step; look at these samples, lower the learning rate, or clip the "
+            "gradient"
         )
         self.step, self.epoch, self.what, self.rows = step, epoch, what, tuple(rows)
 

@@ -15,12 +15,12 @@ from distrain.coordinator.ledger import Ledger, LedgerTotals
 from distrain.coordinator.metrics import MetricSet
 from distrain.coordinator.stops import StopAskedError
 from distrain.errors import ProgramError
+from distrain.micro_batch import Columns, MicroBatchStep, checked_result
 from distrain.numerics import evaluation_mode, evaluation_seed, seed_generators
 from distrain.parallel.payload import PayloadLayout
 from distrain.parallel.reduction import TreeReduction
 from distrain.parallel.split import owned_range
 from distrain.parallel.world import World
-from distrain.step import Columns, MicroBatchStep, checked_result
 
 ROWS = 128
 """Rows of one forward pass: a cut of its own, that no setting of the training changes."""

@@ -1,14 +1,18 @@
 """What is done with one micro-batch, in training, in evaluation and for predictions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from data_pipeline.dataset import Dataset
+from distrain.coordinator.metrics import MetricSet
 from distrain.learn.losses import SummedLoss
-from distrain.step import Columns, MicroBatchResult, MicroBatchStep
+from distrain.micro_batch import Columns, MicroBatchResult, MicroBatchStep
+from distrain.precision import Precision, full
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class MicroBatchWork:
     """The model is called with one column and the loss with another; or a function does it all.
 
@@ -17,25 +21,37 @@ class MicroBatchWork:
         inputs: The column that the model is called with.
         target: The column that the loss compares with.
         own: A function of the user's that is given all columns, in place of this.
+        precision: How either of them is computed, on `device`.
     """
 
     loss: SummedLoss
     inputs: str
     target: str
     own: MicroBatchStep | None
+    precision: Precision
+    device: torch.device
 
     @property
     def step(self) -> MicroBatchStep:
         """For training, and for an evaluation."""
-        return self.own or self._standard
+        return self.precision.wrapped(self.own or self._standard, self.device)
 
     @property
     def prediction(self) -> MicroBatchStep:
         """For outputs alone."""
-        return self.own or self._outputs_only
+        return self.precision.wrapped(self.own or self._outputs_only, self.device)
+
+    def metric_set(self, names: Sequence[str], dataset: Dataset) -> MetricSet:
+        """What is measured of outputs against a data set's target."""
+        return MetricSet(
+            names,
+            len(dataset.column(self.target).classes),
+            ignore_index=self.loss.ignore_index,
+            threshold=self.loss.threshold,
+        )
 
     def _standard(self, model: torch.nn.Module, columns: Columns) -> MicroBatchResult:
-        outputs = model(columns[self.inputs])
+        outputs = full(model(columns[self.inputs]))
         loss_sum, weight = self.loss(outputs, columns[self.target])
         return loss_sum, weight, outputs
 

@@ -16,8 +16,17 @@ from distrain.coordinator.ledger import Ledger, LedgerTotals
 from distrain.coordinator.metrics import MetricSet
 from distrain.errors import ConfigError, NonFiniteError, ProgramError
 from distrain.learn.averaging import AveragedWeights
+from distrain.learn.loss_scale import LossScale
 from distrain.learn.schedules import Schedule
-from distrain.numerics import aligned, micro_batch_seed, seed_generators
+from distrain.micro_batch import (
+    Columns,
+    MicroBatchResult,
+    MicroBatchStep,
+    check_loss,
+    checked_result,
+    columns_of,
+)
+from distrain.numerics import micro_batch_seed, seed_generators
 from distrain.parallel.forward_guard import ForwardGuard
 from distrain.parallel.gradients import FlatGradients
 from distrain.parallel.payload import Payload
@@ -30,18 +39,9 @@ from distrain.parallel.world import World
 from distrain.practice.inspection import Inspection, Inspector
 from distrain.update import Clip, WeightUpdate
 
-Columns = Mapping[str, torch.Tensor]
-"""The tensors of some samples, `(B, ...)`, by column name."""
-
-MicroBatchResult = tuple[torch.Tensor, torch.Tensor | float, torch.Tensor | None]
-"""Loss sum (scalar), weight, and the outputs for the metrics (or None)."""
-
 _LOOK_AGAIN_S = 0.01
 _IN_BETWEEN = -2
 """Steps done while weights and statistics move; for good, where that has failed."""
-
-MicroBatchStep = Callable[[torch.nn.Module, Columns], MicroBatchResult]
-"""What is done with one micro-batch."""
 
 
 def _nothing() -> Mapping[Flag, int]:
@@ -57,6 +57,9 @@ class StepResult:
         lr: Learning rate of the first parameter group.
         flags: What the workers have raised, by kind and rank; no number above depends on it.
         inspection: What the step did to each parameter, where it was looked at.
+        loss_scale: For the step to come, where the loss is scaled.
+        skipped: The gradient overflowed at this step's scale; neither weights nor running
+            statistics have moved.
     """
 
     batch: GlobalBatch
@@ -65,6 +68,8 @@ class StepResult:
     lr: float
     flags: Mapping[Flag, tuple[int, ...]] = field(default_factory=dict)
     inspection: Inspection | None = None
+    loss_scale: LossScale | None = None
+    skipped: bool = False
 
 
 class NotAtRestError(ProgramError):
@@ -93,6 +98,7 @@ class TrainingStep:
         batch_norm: Literal["micro", "sync"] = "micro",
         inspect_every: int | None = None,
         check_every: int | None = None,
+        scales_loss: bool = False,
     ) -> None:
         """Lays out gradients and ledger for the model as it is now.
 
@@ -105,6 +111,7 @@ class TrainingStep:
         self._world, self._target, self._seed = world, target, seed
         self._divisor, self._rows_at = float(global_batch), rows_at
         self.average = average or AveragedWeights(model, None)
+        self._scales_loss, self._loss_scale, self._is_spent = scales_loss, 1.0, False
         gradients = FlatGradients(model)
         if batch_norm not in ("micro", "sync"):
             raise ConfigError(f'batch_norm is {batch_norm!r}; give "micro" or "sync"')
@@ -154,15 +161,19 @@ class TrainingStep:
         batch: GlobalBatch,
         columns: Columns,
         raised: Callable[[], Mapping[Flag, int]] = _nothing,
+        loss_scale: LossScale | None = None,
     ) -> StepResult:
         """Does one step; `columns` holds the samples of this worker's micro-batches.
 
-        `raised()` is what asks this worker to stop; every worker is told all of them.
+        `raised()` is what asks this worker to stop; every worker is told all of them. `loss_scale`
+        is what the step before has left, None for the first.
 
         Raises:
             NonFiniteError: on all workers alike; the weights are those before the step.
         """
         digest = self.check.word(batch.step)
+        scaling = (loss_scale or LossScale()) if self._scales_loss else None
+        self._loss_scale = 1.0 if scaling is None else scaling.scale
         with self._moving:  # from here on the running statistics move with each micro-batch
             self._statistics.begin()
         self._guard.begin()
@@ -174,15 +185,24 @@ class TrainingStep:
         self.check.judge(batch.step, summed.flags[Flag.STATE])
         if summed.is_wrong:  # seen by all workers alike: once more, the slow way
             self._statistics.restore()
-            return self(batch, columns, raised)
+            return self(batch, columns, raised, loss_scale)
         totals = self._ledger.read(summed.total)
         # Each backward pass ran on sum / global_batch (a constant, so that float16 would not
         # overflow); what is wanted is sum / weight (rule 4).
-        scale = self._divisor / totals.weight if totals.weight else 0.0
+        scale = self._divisor / totals.weight / self._loss_scale if totals.weight else 0.0
         if scale != 1.0:
             summed.gradient.mul_(scale)
         norm = self.update.norm(summed.gradient)
-        if not (math.isfinite(norm) and math.isfinite(totals.loss_sum)):
+        overflow = not math.isfinite(norm) and math.isfinite(totals.loss_sum)
+        if scaling is not None:
+            scaling = scaling.after(overflow=overflow)
+            self._is_spent = scaling.is_spent
+            if overflow and not self._is_spent:
+                lr = self._skip(batch)
+                return StepResult(
+                    batch, totals, norm, lr, summed.flags, None, scaling, skipped=True
+                )
+        if overflow or not math.isfinite(totals.loss_sum):
             raise self._non_finite(batch, owned, columns)
         self._inspector.before(batch.step, partial(self.update.ownership.whole, summed.gradient))
         self.update.clip(summed.gradient, norm)
@@ -195,7 +215,16 @@ class TrainingStep:
             self.update.move(batch.step, summed.gradient, totals.present)
             self.average.update(batch.step + 1)
             self._steps_done = batch.step + 1
-        return StepResult(batch, totals, norm, lr, summed.flags, self._inspector.after())
+        looked = self._inspector.after()
+        return StepResult(batch, totals, norm, lr, summed.flags, looked, scaling)
+
+    def _skip(self, batch: GlobalBatch) -> float:
+        """Counts a step that moves nothing; gives its learning rate."""
+        self._sum.gradients.clear()
+        with self._moving:
+            self._statistics.restore()
+            self._steps_done = batch.step + 1
+        return self.update.set_learning_rate(batch.step)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -257,7 +286,7 @@ class TrainingStep:
                     self._norms.hand_over(micro_batch - owned.start)
                     sample, result = finished[micro_batch]
                 else:
-                    sample = _sample(batch, owned, micro_batch, columns)
+                    sample = columns_of(batch, owned, micro_batch, columns)
                     result = self._forward_backward(
                         self._model, batch, micro_batch, sample, collect
                     )
@@ -280,7 +309,7 @@ class TrainingStep:
         finished: dict[int, tuple[Columns, MicroBatchResult]] = {}
 
         def work(micro_batch: int, module: torch.nn.Module) -> None:
-            sample = _sample(batch, owned, micro_batch, columns)
+            sample = columns_of(batch, owned, micro_batch, columns)
             result = self._forward_backward(module, batch, micro_batch, sample)
             finished[micro_batch] = sample, result
 
@@ -306,9 +335,10 @@ class TrainingStep:
         seed_generators(micro_batch_seed(self._seed, batch.step, micro_batch), self._world.device)
         try:
             loss_sum, weight, outputs = checked_result(self._run(module, sample))
-            _check_loss(loss_sum)
+            check_loss(loss_sum)
             collect()
-            (loss_sum / self._divisor).backward()  # type: ignore[no-untyped-call]
+            scaled = loss_sum / self._divisor * self._loss_scale
+            scaled.backward()  # type: ignore[no-untyped-call]
         except ValueError as error:
             if self._statistics.has_batch_norm and "more than 1 value per channel" in str(error):
                 raise ProgramError(
@@ -335,7 +365,7 @@ class TrainingStep:
         self._sum.gradients.clear()
         self.check.compare(batch.step)  # a worker's silent error would be the cause
         gathered = self._world.communicator.all_gather(marks.to(self._world.device)).sum(0).cpu()
-        return non_finite(batch, gathered, self._rows_at)
+        return non_finite(batch, gathered, self._rows_at, spent_scale=self._is_spent)
 
 
 def check_finite(model: torch.nn.Module, step: int) -> None:
@@ -350,34 +380,3 @@ def check_finite(model: torch.nn.Module, step: int) -> None:
                 f"parameter {name} is not finite after step {step}: lower the learning rate or the "
                 "weight decay, or clip the gradient"
             )
-
-
-def _sample(batch: GlobalBatch, owned: range, micro_batch: int, columns: Columns) -> Columns:
-    """One micro-batch's columns from those of all own ones."""
-    first = batch.positions(owned)[0]
-    start, stop = batch.positions(range(micro_batch, micro_batch + 1))
-    return {name: aligned(column[start - first : stop - first]) for name, column in columns.items()}
-
-
-def checked_result(result: object) -> MicroBatchResult:
-    """What a micro-batch step has returned, if it is what was asked for.
-
-    Raises:
-        ProgramError: it is something else.
-    """
-    if isinstance(result, tuple) and len(result) == 3:
-        return result
-    what = f"a tuple of {len(result)}" if isinstance(result, tuple) else type(result).__name__
-    raise ProgramError(
-        f"the micro_batch_step returned {what}; it must return (loss sum, weight, outputs), the "
-        "last None if neither metrics nor predictions are wanted"
-    )
-
-
-def _check_loss(loss_sum: object) -> None:
-    if not (torch.is_tensor(loss_sum) and loss_sum.numel() == 1 and loss_sum.requires_grad):
-        given = f"of shape {tuple(loss_sum.shape)}" if torch.is_tensor(loss_sum) else repr(loss_sum)
-        raise ProgramError(
-            f"the loss sum is {given}; a single number that depends on a parameter which requires "
-            "a gradient is needed: return the sum over the micro-batch's samples"
-        )

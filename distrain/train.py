@@ -52,8 +52,9 @@ class TrainingLoop:
             if not state.ends_epoch(steps_per_epoch):
                 batch = parts.plan.batch(state.step)
                 columns = next(self.batches).columns
-                result = parts.step(batch, columns, self._flags)
-                state, seen = state.after_step(result.totals), seen + batch.num_samples
+                result = parts.step(batch, columns, self._flags, state.loss_scale)
+                state = state.after_step(result.totals, result.loss_scale)
+                seen += batch.num_samples
                 recording.step(result, state)
                 asked = any(result.flags[Flag.SAVE])
                 if any(result.flags[Flag.STOP]):

@@ -14,16 +14,17 @@ from data_pipeline.dataset import Dataset
 from data_pipeline.recipe import training_transforms
 from data_pipeline.sampling import Kind, Sampling
 from distrain.arguments import check_arguments
-from distrain.assembly import Assembly
+from distrain.assembly import Assembly, check_datasets, measured
 from distrain.config import Backend, ParallelConfig
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.coordinator.history import History
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.metrics import MetricSet
-from distrain.coordinator.recording import Recording, open_recording
+from distrain.coordinator.recorded_run import open_recording
+from distrain.coordinator.recording import Recording
 from distrain.coordinator.stops import WATCHED, StopAskedError, StopWatch
-from distrain.describe import describe
+from distrain.describe import describe, described
 from distrain.errors import ConfigError
 from distrain.evaluate import Evaluation
 from distrain.identity import describe_optimizer, run_identity
@@ -32,14 +33,16 @@ from distrain.learn.losses import SummedLoss, refuse_trainable
 from distrain.learn.optimizers import OptimizerFactory, checked_optimizer
 from distrain.learn.parameter_groups import ParameterGroup
 from distrain.learn.schedules import Constant, Schedule
+from distrain.micro_batch import MicroBatchStep
 from distrain.micro_batch_work import MicroBatchWork
 from distrain.numerics import fix_kernels
 from distrain.parallel import world as worlds
 from distrain.parallel.replicas import ModelSource, build_model
 from distrain.parallel.split import BatchPlan, plan_batches
 from distrain.parallel.summing import SumOptions
+from distrain.precision import make_precision
 from distrain.reading import Reading
-from distrain.step import MicroBatchStep, TrainingStep
+from distrain.step import TrainingStep
 from distrain.train import TrainingLoop
 from distrain.update import Clip
 
@@ -74,6 +77,10 @@ class Trainer:
         micro_batch_step: MicroBatchStep | None = None,
         prepare: Sequence[Transform] = (),
         standardize: bool = True,
+        precision: str = "float32",
+        activation_checkpointing: Sequence[str] = (),
+        compile: bool = False,  # noqa: A002 - torch's own word
+        channels_last: bool = False,
         shard_optimizer: bool = False,
         gradient_dtype: Literal["float32", "bfloat16"] = "float32",
         batch_norm: Literal["micro", "sync"] = "micro",
@@ -116,14 +123,17 @@ class Trainer:
                 `loss(model(columns[inputs]), columns[target])`; it gets all columns.
             prepare: Transforms of all inputs, those that are evaluated or predicted as well.
             standardize: Scale uint8 and float inputs by the training part's mean and std.
+            precision: "float32"; or "bfloat16" or "float16", by autocast; weights stay float32.
+            activation_checkpointing: Names of submodules (`blocks.*`) to run again for gradients.
+            compile: Compile the model, for static shapes; names of parameters stay as they are.
+            channels_last: Lay the model and 4-D inputs out with channels last.
             shard_optimizer: Each worker has a share of the optimizer's state (ZeRO stage 1).
             gradient_dtype: What gradients travel as; part of the result.
             batch_norm: Normalises by a micro-batch's own statistics, or by the whole batch's.
             compute_threads: Threads of a worker on a CPU; part of the result.
             deterministic: Deterministic kernels only; an operation that has none is an error.
             max_time_s: Save and stop after so long, counted from the launcher's start.
-            grace_s: Time that a run has between a signal to stop and its end; if no step ends in
-                half of it, the last finished step's state is saved.
+            grace_s: Seconds from a signal to the end; after half, the last finished step is saved.
             inspect_every: Log norms of gradients, weights and updates every so many steps.
             check_every: Compare the workers' states every so many steps; None for never.
             timeout_s: So long a worker waits for the others.
@@ -150,7 +160,11 @@ class Trainer:
         self.model = build_model(model, seed, self._world)
         self.optimizer: Optimizer | None = None
         summed = SummedLoss(loss, self._world.device)
-        self._work = MicroBatchWork(loss=summed, inputs=inputs, target=target, own=micro_batch_step)
+        forward = make_precision(precision, activation_checkpointing, compile, channels_last)
+        forward.prepare(self.model, self._world.device, batch_norm)
+        self._work = MicroBatchWork(
+            summed, inputs, target, micro_batch_step, forward, self._world.device
+        )
         refuse_trainable(loss, self.model)
         self._make_optimizer = partial(
             checked_optimizer,
@@ -163,9 +177,8 @@ class Trainer:
         self._metrics, self._schedule = tuple(metrics), schedule or Constant()
         self._clip, self._early_stopping = Clip(clip_value, clip_norm), early_stopping
         self._sum = SumOptions(shard_optimizer=shard_optimizer, gradient_dtype=gradient_dtype)
-        self._average = average
+        self._average, self._batch_norm = average, batch_norm
         self._reading = Reading(self._work, seed, prepare, standardize=standardize)
-        self._batch_norm = batch_norm
         self._looks = {"inspect_every": inspect_every, "check_every": check_every}
         self._folder, self._fresh, self._progress, self._job = run, fresh, progress, job or {}
         self._checkpoint, self._max_time_s, self._grace_s = checkpoint, max_time_s, grace_s
@@ -176,16 +189,18 @@ class Trainer:
             "prepare": [describe(transform) for transform in self._reading.prepare],
             "standardize": standardize,
             "loss": summed.description,
-            "micro_batch_step": describe(micro_batch_step),
-            "schedule": describe(self._schedule),
-            "clip": describe(self._clip),
+            **forward.settings(),
             "gradient_dtype": gradient_dtype,
-            "average": describe(average),
             "batch_norm": batch_norm,
-            "early_stopping": describe(early_stopping),
             "compute_threads": compute_threads,
             "deterministic": deterministic,
-        }
+        } | described(
+            micro_batch_step=micro_batch_step,
+            schedule=self._schedule,
+            clip=self._clip,
+            average=average,
+            early_stopping=early_stopping,
+        )
 
     @property
     def rank(self) -> int:
@@ -222,11 +237,9 @@ class Trainer:
             validation: What `val_...` is measured on.
             epochs: Times that every sample is seen.
             global_batch: Samples of one update, over all workers.
-            micro_batch: Samples of one forward pass; it divides `global_batch`. Part of the
-                result. By default the largest divisor up to 32.
+            micro_batch: Samples of one forward pass, part of the result; by default up to 32.
             last_batch: What becomes of an epoch's last batch if it is short.
-            augment: Transforms of the training samples, run after those of `prepare`; a crop that
-                they begin with, such as RandomResizedCrop, takes the place of the one there.
+            augment: Transforms of training samples after `prepare`; a crop first replaces its.
             sampling: Each sample once an epoch ("shuffled"); as many drawn with replacement, anew
                 or once for all ("with_replacement", "bootstrap"); or by class alike ("balanced").
             verify: Compare all shards with their digests first.
@@ -306,12 +319,12 @@ class Trainer:
         plan = plan_batches(train.num_rows, global_batch, micro_batch, last_batch)
         plan.check_world_size(self._world.size)
         self._reading.fit(train)
-        metrics = self._metric_set(train)
-        self._check_monitor(metrics, validation)
-        for dataset in filter(None, (train, validation)):
-            dataset.column(self._inputs), dataset.column(self._target)
-            if verify:
-                dataset.verify(rank=self._world.rank, world_size=self._world.size)
+        metrics = self._work.metric_set(self._metrics, train)
+        for rule in (self._early_stopping, self._checkpoint):
+            if rule is not None:
+                rule.check(measured(metrics, validation))
+        datasets = (train,) if validation is None else (train, validation)
+        check_datasets(datasets, (self._inputs, self._target), self._world, verify=verify)
         self.optimizer = self._make_optimizer()
         # Before a sharded one is given pieces in place of parameters.
         self._settings["optimizer"] = describe_optimizer(self.optimizer, self.model)
@@ -333,8 +346,10 @@ class Trainer:
 
     def evaluate(self, dataset: Dataset) -> dict[str, float]:
         """The mean loss and all metrics over a whole data set, exact at any number of workers.
-        Inputs are scaled as in the last `fit`; before one, by the data set's own statistics."""
-        metrics = self._metric_set(dataset)
+
+        Inputs are scaled as in the last `fit`; before one, by the data set's own statistics.
+        """
+        metrics = self._work.metric_set(self._metrics, dataset)
         return self._evaluate(dataset, metrics).scores(metrics)
 
     def predict(self, dataset: Dataset) -> torch.Tensor:
@@ -362,22 +377,6 @@ class Trainer:
             signals=WATCHED if self._saves else (),
         )
 
-    def _metric_set(self, dataset: Dataset) -> MetricSet:
-        return MetricSet(
-            self._metrics,
-            len(dataset.column(self._target).classes),
-            ignore_index=self._work.loss.ignore_index,
-            threshold=self._work.loss.threshold,
-        )
-
-    def _check_monitor(self, metrics: MetricSet, validation: Dataset | None) -> None:
-        known = ["loss", *metrics.names]
-        if validation is not None:
-            known += [f"val_{name}" for name in known]
-        for rule in (self._early_stopping, self._checkpoint):
-            if rule is not None:
-                rule.check(known)
-
     def _training_step(
         self, optimizer: Optimizer, plan: BatchPlan, metrics: MetricSet, sampling: Sampling
     ) -> TrainingStep:
@@ -397,4 +396,5 @@ class Trainer:
             options=self._sum,
             batch_norm=self._batch_norm,
             **self._looks,
+            scales_loss=self._work.precision.scales_loss,
         )

@@ -12,7 +12,7 @@ from typing import Any
 from data_pipeline.durable import write_whole
 from data_pipeline.errors import StorageError
 from distrain.coordinator.log_tail import cut_back, scores_in
-from distrain.coordinator.observers import Ending, EpochRecord, finite_or_none
+from distrain.coordinator.observers import Ending, EpochRecord, finite_or_none, overflow_text
 from distrain.coordinator.progress import say
 from distrain.coordinator.run_layout import EVENTS
 from distrain.parallel.split import BatchPlan
@@ -86,17 +86,21 @@ class EventLog:
 
     def step(self, result: StepResult) -> None:
         """The step's loss, gradient norm, learning rate and samples; a look inside on its own."""
+        scale = {} if result.loss_scale is None else {"loss_scale": result.loss_scale.scale}
         self._write(
             "step",
             step=result.batch.step + 1,
             epoch=result.batch.epoch + 1,
             loss=finite_or_none(result.totals.loss),
-            grad_norm=result.grad_norm,
+            grad_norm=finite_or_none(result.grad_norm),
             lr=finite_or_none(result.lr),
             samples=result.totals.num_samples,
+            **scale,
         )
         if result.inspection is not None:
             self._write("inspect", step=result.batch.step + 1, **inspected(result.inspection))
+        if text := overflow_text(result):
+            self._write("overflow", text=text, step=result.batch.step + 1, **scale)
 
     def epoch(self, record: EpochRecord) -> None:
         """The epoch's scores."""

@@ -70,6 +70,16 @@ class Observer(Protocol):
         ...
 
 
+def overflow_text(result: StepResult) -> str:
+    """Says that a step was skipped, for a person; nothing where it was not."""
+    if not result.skipped or result.loss_scale is None:
+        return ""
+    return (
+        f"step {result.batch.step + 1} is skipped: the gradient overflowed; the loss scale is "
+        f"{result.loss_scale.scale:g} now"
+    )
+
+
 def finite_or_none(value: float) -> float | None:
     """JSON knows no NaN."""
     return value if math.isfinite(value) else None

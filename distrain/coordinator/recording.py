@@ -3,8 +3,8 @@
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +21,6 @@ from distrain.coordinator.checkpointing import (
 )
 from distrain.coordinator.environment import environment_of
 from distrain.coordinator.event_log import EventLog, recorded_epochs
-from distrain.coordinator.generation import is_restart
 from distrain.coordinator.history import History
 from distrain.coordinator.observers import (
     Ending,
@@ -40,7 +39,6 @@ from distrain.learn.averaging import AveragedWeights
 from distrain.parallel.communicator import broadcast_bytes
 from distrain.parallel.ownership import OptimizerState, Ownership
 from distrain.parallel.replicas import refuse_differences
-from distrain.parallel.roll_call import explained
 from distrain.parallel.split import BatchPlan
 from distrain.parallel.world import World
 from distrain.step import StepResult, TrainingStep
@@ -70,6 +68,11 @@ class Recording:
         self._taken_up_at = 0
         self._writing = threading.Lock()
         self._began = time.monotonic()
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of the run that are behind, as far as has been told."""
+        return self._state.step
 
     def is_finished(self, epochs: int) -> bool:
         """Whether the folder holds this run's result already; the same answer on every rank.
@@ -352,51 +355,6 @@ class Recording:
         with ExitStack() as stack:
             for observer in reversed(observers):
                 stack.callback(observer.end, ending)
-
-
-@contextmanager
-def open_recording(
-    world: World,
-    folder: str | Path | None,
-    identity: Mapping[str, Any],
-    job: Mapping[str, Any],
-    *,
-    fresh: bool,
-    show: bool,
-) -> Iterator[Recording]:
-    """A run's recording; an error that leaves the block is noted in the folder.
-
-    Raises:
-        StorageError: the folder can't be used; see `RunFolder`.
-        ConfigError: the same; or the workers were given different runs.
-    """
-    refuse_differences(identity, world)
-    with ExitStack() as stack:
-        held: RunFolder | None = None
-        if world.rank == 0 and folder is not None:
-            held = stack.enter_context(
-                RunFolder(folder, identity, fresh=fresh and not is_restart(Path(folder)))
-            )
-        recording = Recording(world, held, job, show=show)
-        try:
-            yield recording
-        except StoppedError:
-            raise
-        except BaseException as error:
-            told = explained(error, world, recording._state.step)
-            _note(recording, told)
-            if told is error:
-                raise
-            raise told from error
-
-
-def _note(recording: Recording, error: BaseException) -> None:
-    try:
-        recording.fail(error)
-    except (StorageError, ConfigError) as second:
-        # The first error is the one to report; that it could not be noted goes with it. A newer
-        # start (ConfigError) keeps its own status.
-        error.add_note(f"(and this could not be noted in the run's folder: {second})")
 
 
 def _json_scores(scores: Mapping[str, float]) -> dict[str, float | None]:

@@ -14,6 +14,7 @@ import torch
 from distrain.coordinator.early_stopping import Progress, Verdict
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.observers import EpochRecord, finite_or_none
+from distrain.learn.loss_scale import LossScale
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class RunState:
         stopped: Early stopping has ended the run.
         epochs: A record of each epoch done.
         totals: The ledger's totals over the steps of the epoch in hand; None at its begin.
+        loss_scale: For the next step, where the loss is scaled; None before the first.
     """
 
     step: int = 0
@@ -33,11 +35,12 @@ class RunState:
     stopped: bool = False
     epochs: tuple[EpochRecord, ...] = ()
     totals: LedgerTotals | None = None
+    loss_scale: LossScale | None = None
 
-    def after_step(self, totals: LedgerTotals) -> "RunState":
+    def after_step(self, totals: LedgerTotals, loss_scale: LossScale | None = None) -> "RunState":
         """The state after one more step."""
         summed = totals if self.totals is None else self.totals + totals
-        return replace(self, step=self.step + 1, totals=summed)
+        return replace(self, step=self.step + 1, totals=summed, loss_scale=loss_scale)
 
     def after_epoch(self, record: EpochRecord, verdict: Verdict) -> "RunState":
         """The state after an epoch's last step and its evaluation."""
@@ -63,6 +66,7 @@ class RunState:
             "stopped": self.stopped,
             "epochs": [_record_to_json(record) for record in self.epochs],
             "totals": None if self.totals is None else _totals_to_json(self.totals),
+            "loss_scale": None if self.loss_scale is None else vars(self.loss_scale),
         }
 
     @classmethod
@@ -74,6 +78,7 @@ class RunState:
             stopped=values["stopped"],
             epochs=tuple(record_from_json(record) for record in values["epochs"]),
             totals=None if values["totals"] is None else _totals_from_json(values["totals"]),
+            loss_scale=LossScale(**values["loss_scale"]) if values["loss_scale"] else None,
         )
 
 

@@ -60,7 +60,10 @@ class TensorBoardLog:
         number = result.batch.step + 1
         if number % EVERY_STEPS == 0:
             self._point("train/loss", result.totals.loss, number)
-            self._point("train/grad_norm", result.grad_norm, number)
+            if not result.skipped:  # what has overflowed has no norm
+                self._point("train/grad_norm", result.grad_norm, number)
+            if result.loss_scale is not None:
+                self._point("train/loss_scale", result.loss_scale.scale, number)
             self._point("train/lr", result.lr, number)
         if result.inspection is not None:
             for kind, values in inspected(result.inspection).items():

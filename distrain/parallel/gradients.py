@@ -107,9 +107,11 @@ class FlatGradients:
 
 
 def _dense_strides(parameter: torch.Tensor) -> tuple[int, ...] | None:
-    """The strides if the elements fill their memory without gaps in another than C's order."""
-    if parameter.is_contiguous():
-        return None
+    """The strides if the elements fill their memory without gaps, in C's order or another.
+
+    Those of dimensions of size 1 count as well: by them torch tells whether a weight has its
+    channels last, and takes another kernel.
+    """
     sizes = sorted(zip(parameter.stride(), parameter.shape, strict=True))
     expected = 1
     for stride, size in sizes:

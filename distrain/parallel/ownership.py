@@ -107,13 +107,20 @@ class Replicated:
     def load_optimizer_state(
         self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, float]
     ) -> None:
-        """As it is."""
+        """As it is; in the parameters' strides, since fused optimizers look at none."""
         state: dict[int, dict[str, Any]] = {}
         for key, value in (*tensors.items(), *numbers.items()):
             parameter, _, name = key.partition(".")
             state.setdefault(int(parameter), {})[name] = value
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for held, loaded in self._optimizer.state.items():
+            for name, value in loaded.items():
+                if torch.is_tensor(value) and value.shape == held.shape:
+                    # A checkpoint's tensors are contiguous.
+                    same = value.stride() == held.stride()
+                    like = value if same else torch.empty_like(held, dtype=value.dtype)
+                    loaded[name] = value if same else like.copy_(value)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> OptimizerState:

@@ -14,8 +14,8 @@ from distrain.parallel.overlap import Overlap
 from distrain.parallel.ownership import Ownership, Replicated, Sharded, refuse_beyond_elements
 from distrain.parallel.payload import Payload, PayloadLayout
 from distrain.parallel.reduction import TreeReduction
-from distrain.parallel.transport import SharedTransport
 from distrain.parallel.route import split_words, whole_words
+from distrain.parallel.transport import SharedTransport
 from distrain.parallel.world import World
 
 WHOLE_WORDS = 2**17

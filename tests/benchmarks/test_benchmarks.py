@@ -148,3 +148,15 @@ def test_jpeg_decoding_reports_each_way_and_how_far_it_is_from_pillows(tmp_path:
     assert any("distrain" in name for name in found["whole_way"])
     for way in found["whole_way"].values():
         assert way["mean_difference_to_pillow"] < 3
+
+
+def test_precision_reports_what_each_way_costs(tmp_path: Path) -> None:
+    ways = ("float32", "bfloat16", "activation_checkpointing", "channels_last")
+    found = run(tmp_path, "precision", "--rounds", 2, "--steps", 1, "--size", 8, "--ways", *ways)
+    for name in ("step_s", "step_ratio_to_float32", "first_step_s", "kept_bytes"):
+        assert set(found[name]) == set(ways)
+    assert found["step_ratio_to_float32"]["float32"]["median"] == 1.0
+    kept = found["kept_bytes"]
+    assert kept["bfloat16"] < kept["float32"]
+    assert kept["activation_checkpointing"] < kept["float32"]
+    assert_conditions_are_stated(found)

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from distrain.coordinator.metrics import MetricSet
+from distrain.micro_batch import Columns, MicroBatchResult
 from distrain.parallel.communicator import Alone
 from distrain.parallel.split import BatchPlan
 from distrain.parallel.world import World
-from distrain.step import Columns, MicroBatchResult, NotAtRestError, TrainingStep
+from distrain.step import NotAtRestError, TrainingStep
 from distrain.update import Clip
 
 CPU = torch.device("cpu")

@@ -19,9 +19,9 @@ from distrain.coordinator.metrics import MetricSet
 from distrain.coordinator.stops import StopAskedError
 from distrain.evaluate import ROWS, Evaluation
 from distrain.learn.losses import SummedLoss
+from distrain.micro_batch import Columns, MicroBatchResult, MicroBatchStep
 from distrain.parallel.communicator import Alone
 from distrain.parallel.world import World
-from distrain.step import Columns, MicroBatchResult, MicroBatchStep
 from tests.thread_workers import ThreadCommunicator, ThreadGroup, on_threads
 
 CPU = torch.device("cpu")

@@ -169,3 +169,17 @@ def test_the_norm_of_what_is_not_finite_is_not_finite() -> None:
         flat = torch.zeros(gradients.num_floats)
         flat[5] = value
         assert not torch.isfinite(torch.tensor(norm_of_blocks(block_norms(flat))))
+
+
+def test_views_have_the_parameters_strides_also_in_dimensions_of_one() -> None:
+    """A weight with one input channel is contiguous either way, and kernels look at its strides."""
+    for channels in (1, 3):
+        model = nn.Conv2d(channels, 8, 3)
+        model.weight.data = model.weight.data.as_strided(
+            model.weight.shape, (9 * channels, 1, 3 * channels, channels)
+        )
+        gradients = FlatGradients(model)
+        view, _ = gradients.views(torch.zeros(gradients.num_floats))
+        assert view.stride() == model.weight.stride()
+        view.copy_(model.weight)
+        assert torch.equal(view, model.weight)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from distrain.config import (
     METRICS,
+    PRECISIONS,
     DataConfig,
     EarlyStoppingConfig,
     Job,
@@ -69,6 +70,10 @@ def with_fields(**sections: dict[str, Any]) -> dict[str, Any]:
             with_fields(early_stopping={"patient": 1}),
             r"unknown field early_stopping\.patient: did you mean patience\?",
         ),
+        (
+            with_fields(training={"precision": "bfloat"}),
+            r"training\.precision is 'bfloat': did you mean bfloat16 ",
+        ),
     ],
 )
 def test_an_unknown_field_is_refused_with_its_path_and_the_near_names(
@@ -87,6 +92,11 @@ def test_an_unknown_field_is_refused_with_its_path_and_the_near_names(
         (with_fields(training={"metrics": "f1"}), "training.metrics"),
         (with_fields(training={"metrics": ["f1", 2]}), "training.metrics"),
         (with_fields(training={"last_batch": "pad"}), "training.last_batch"),
+        (with_fields(model={"build": "cnn", "compile": "max-autotune"}), "model.compile"),
+        (
+            with_fields(model={"build": "cnn", "activation_checkpointing": "blocks.*"}),
+            "model.activation_checkpointing",
+        ),
         (with_fields(optimizer={"lr": "0.1"}), "optimizer.lr"),
         (with_fields(optimizer={"name": "adam", "betas": [0.9]}), "optimizer.betas"),
         (with_fields(run={"deterministic": 1}), "run.deterministic"),
@@ -231,7 +241,14 @@ JOBS = st.builds(
         standardize=st.booleans(),
         augment=st.dictionaries(TEXT, OPTIONS, max_size=3),
     ),
-    model=st.builds(ModelConfig, build=TEXT, options=OPTIONS),
+    model=st.builds(
+        ModelConfig,
+        build=TEXT,
+        options=OPTIONS,
+        activation_checkpointing=st.lists(TEXT, max_size=2).map(tuple),
+        compile=st.booleans(),
+        channels_last=st.booleans(),
+    ),
     run=st.builds(RunConfig, dir=st.none() | TEXT, seed=st.integers(-(2**63), 2**63 - 1)),
     loss=st.builds(LossConfig, class_weights=st.none() | st.lists(NUMBERS, min_size=1).map(tuple)),
     optimizer=OPTIMIZER_CONFIGS,
@@ -250,6 +267,7 @@ JOBS = st.builds(
         micro_batch=st.sampled_from((None, 1, 8, 96)),
         last_batch=st.sampled_from(("keep", "drop")),
         clip_norm=st.none() | NUMBERS,
+        precision=st.sampled_from(PRECISIONS),
         metrics=st.lists(st.sampled_from(METRICS), max_size=3).map(tuple),
     ),
     early_stopping=st.builds(
@@ -285,6 +303,13 @@ DIGITS = next(path for path in EXAMPLES if path.stem == "digits")
         (["--training.metrics", "accuracy", "f1"], "training.metrics", ("accuracy", "f1")),
         (["--training.metrics"], "training.metrics", ()),
         (["--training.last-batch", "drop"], "training.last_batch", "drop"),
+        (["--training.precision", "bfloat16"], "training.precision", "bfloat16"),
+        (["--model.compile"], "model.compile", True),
+        (
+            ["--model.activation-checkpointing", "blocks.*"],
+            "model.activation_checkpointing",
+            ("blocks.*",),
+        ),
         (["--training.clip-norm", "None"], "training.clip_norm", None),
         (["--data.augment.shift.pixels", "2"], "data.augment.shift.pixels", 2),
         (["--data.no-standardize"], "data.standardize", False),

@@ -20,8 +20,8 @@ from torch import nn
 import distrain
 from data_pipeline import Dataset, StorageError, augment
 from distrain.errors import ConfigError
+from distrain.micro_batch import Columns, MicroBatchResult
 from distrain.parallel.replicas import weights_digest
-from distrain.step import Columns, MicroBatchResult
 from tests.conftest import ROOT, Completed, clean_environment
 from tests.run_folders import events, told
 

@@ -1,6 +1,7 @@
 """From a job's tables to torch's objects: what names mean, and what they can't mean."""
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -351,3 +352,25 @@ def test_a_jobs_group_that_matches_nothing_is_refused(iris: Path) -> None:
     groups = {"head": {"match": "haed.*", "lr": 0.5}}
     with pytest.raises(ConfigError, match=r"no parameter has a name like 'haed\.\*'"):
         run_job(job(iris, optimizer={"groups": groups}))
+
+
+def test_precision_and_layout_reach_the_trainer(digits: Path, tmp_path: Path) -> None:
+    for precision in ("bfloat16", "float16"):
+        run = tmp_path / precision
+        made = job(
+            digits,
+            model={
+                "build": "cnn",
+                "channels_last": True,
+                "activation_checkpointing": ["*"],
+                "options": {"channels": [4]},
+            },
+            training={"epochs": 1, "precision": precision},
+            run={"dir": str(run)},
+        )
+        run_job(made)
+        identity = tomllib.loads((run / "job.toml").read_text())["identity"]
+        assert identity["precision"] == precision
+        assert identity["channels_last"] is True
+        assert identity["activation_checkpointing"] == ["*"]
+        assert identity["compile"] is False

@@ -14,11 +14,12 @@ from torch import nn
 from distrain.coordinator.metrics import MetricSet
 from distrain.errors import ConfigError, NonFiniteError, ProgramError
 from distrain.learn.losses import SummedLoss
+from distrain.micro_batch import Columns, MicroBatchResult
 from distrain.parallel.communicator import Alone
 from distrain.parallel.replicas import weights_digest
 from distrain.parallel.split import BatchPlan
 from distrain.parallel.world import World
-from distrain.step import Columns, MicroBatchResult, StepResult, TrainingStep
+from distrain.step import StepResult, TrainingStep
 from distrain.update import Clip
 
 CPU = torch.device("cpu")

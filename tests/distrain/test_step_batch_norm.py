@@ -13,11 +13,12 @@ from torch.utils.checkpoint import checkpoint
 from distrain.blame import Mark, at_fault, new_marks
 from distrain.coordinator.metrics import MetricSet
 from distrain.errors import ConfigError, NonFiniteError, ProgramError
+from distrain.micro_batch import Columns, MicroBatchResult
 from distrain.parallel.communicator import Communicator
 from distrain.parallel.replicas import weights_digest
 from distrain.parallel.split import BatchPlan
 from distrain.parallel.world import World
-from distrain.step import Columns, MicroBatchResult, TrainingStep
+from distrain.step import TrainingStep
 from distrain.update import Clip
 from tests.thread_workers import ThreadGroup, on_threads
 

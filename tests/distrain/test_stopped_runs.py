@@ -20,8 +20,8 @@ from distrain.coordinator.checkpoint import newest_checkpoint
 from distrain.coordinator.run_layout import steps_in
 from distrain.coordinator.stops import WATCHED, InterruptedAgainError, StoppedError
 from distrain.errors import ConfigError
+from distrain.micro_batch import Columns, MicroBatchResult
 from distrain.parallel.replicas import weights_digest
-from distrain.step import Columns, MicroBatchResult
 from tests.conftest import Completed, clean_environment
 from tests.run_folders import status, told
 

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import distrain
 from data_pipeline import Dataset
 from data_pipeline.order import ShuffledOrder
-from distrain.step import Columns, MicroBatchResult
+from distrain.micro_batch import Columns, MicroBatchResult
 
 GLOBAL_BATCH, EPOCHS = 128, 5
 LOSS = nn.CrossEntropyLoss()

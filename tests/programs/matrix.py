@@ -17,15 +17,16 @@ from torch.utils.checkpoint import checkpoint
 import distrain
 from data_pipeline import Dataset
 from distrain.learn.losses import LossResult
+from distrain.micro_batch import Columns, MicroBatchResult
 from distrain.parallel.replicas import weights_digest
 from distrain.parallel.world import join
-from distrain.step import Columns, MicroBatchResult
 
 Parameters = Iterable[nn.Parameter]
 
 # 44 rows in batches of 16: the last of an epoch has 12, three of the four micro-batches.
 ROWS, GLOBAL_BATCH, MICRO_BATCH, EPOCHS = 44, 16, 4, 2
 CLASSES = 3
+LARGE = 1.5
 
 OPTIMIZERS: dict[str, Callable[[Parameters], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
@@ -165,6 +166,16 @@ class UsedThrice(nn.Module):
         return outputs
 
 
+def picture_net() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 2, 4)),
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 4, 3, padding=1)),
+        nn.Flatten(),
+        nn.Linear(32, CLASSES),
+    )
+
+
 NETS: dict[str, Callable[[], nn.Module]] = {
     "dropout": dropout_net,
     "batch_norm": batch_norm_net,
@@ -267,6 +278,73 @@ def sync_rows() -> dict[str, str]:
     }
 
 
+class Planted(torch.autograd.Function):
+    """Passes values on; gradients of rows whose first value is large are infinite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, marked: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(marked)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (marked,) = ctx.saved_tensors
+        return torch.where(marked[:, None], torch.inf, grads[0]), None
+
+
+def overflowing_step(model: nn.Module, columns: Columns) -> MicroBatchResult:
+    """Three rows of the data make a gradient overflow: two steps of each epoch are skipped."""
+    outputs = model(columns["x"])
+    marked = columns["x"][:, 0] > LARGE
+    passed = Planted.apply(outputs, marked)  # type: ignore[no-untyped-call]
+    loss = nn.functional.cross_entropy(passed, columns["y"], reduction="sum")
+    return loss, float(len(outputs)), outputs
+
+
+def precision_rows() -> dict[str, str]:
+    """Each way to compute a forward pass, the short micro-batch of an epoch's end included."""
+    sgd, adam = OPTIMIZERS["sgd"], OPTIMIZERS["adamw"]
+    # 44 rows in batches of 20: an epoch ends with one micro-batch of 4, where others have 5.
+    short: dict[str, Any] = {"global_batch": 20, "micro_batch": 5}
+    return {
+        "bfloat16": train(dropout_net, adam, precision="bfloat16", **short),
+        "bfloat16_lstm": train(Recurrent, adam, precision="bfloat16"),
+        "float16": train(batch_norm_net, adam, precision="float16", **short),
+        "overflow": train(
+            batch_norm_net, adam, precision="float16", micro_batch_step=overflowing_step
+        ),
+        "activation_checkpointing": train(
+            convolution_net, sgd, precision="bfloat16", activation_checkpointing=["[123]"]
+        ),
+        "channels_last": train(convolution_net, OPTIMIZERS["sgd_fused"], channels_last=True),
+        "overflow_sharded": train(
+            dropout_net,
+            adam,
+            precision="float16",
+            micro_batch_step=overflowing_step,
+            shard_optimizer=True,
+        ),
+        "channels_last_sharded": train(picture_net, adam, channels_last=True, shard_optimizer=True),
+        "synchronized_half": train(
+            Residual,
+            adam,
+            precision="bfloat16",
+            batch_norm="sync",
+            activation_checkpointing=["around"],
+        ),
+        "compiled": train(dropout_net, sgd, compile=True, **short),
+        "compiled_all": train(
+            picture_net,
+            adam,
+            compile=True,
+            channels_last=True,
+            precision="bfloat16",
+            activation_checkpointing=["2"],
+            **short,
+        ),
+    }
+
+
 def all_rows() -> dict[str, str]:
     """Everything but synchronised batch norm."""
     rows = {
@@ -310,6 +388,7 @@ def all_rows() -> dict[str, str]:
             early_stopping=distrain.EarlyStopping("val_loss", mode="max", restore_best=True),
         ),
     }
+    rows |= precision_rows()
     generator = np.random.default_rng(1)
     odd = Dataset.from_arrays(
         {

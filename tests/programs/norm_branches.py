@@ -8,7 +8,7 @@ from torch import nn
 
 import distrain
 from data_pipeline import Dataset
-from distrain.step import Columns, MicroBatchResult
+from distrain.micro_batch import Columns, MicroBatchResult
 
 
 class Branch(nn.Module):

@@ -16,6 +16,7 @@ from torch import nn
 
 import distrain
 from data_pipeline import Dataset
+from distrain.config import Backend
 from distrain.parallel.replicas import weights_digest
 
 Parameters = Iterable[nn.Parameter]
@@ -48,7 +49,8 @@ class Residual(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(x)
         x = nn.functional.dropout(x + self.first(x), 0.2, self.training)
-        return x + self.second(x)
+        found: torch.Tensor = x + self.second(x)
+        return found
 
 
 class Branching(nn.Module):
@@ -63,7 +65,8 @@ class Branching(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(x)
         once: torch.Tensor = self.plain(x)
-        return once + self.long(x) + self.short(x) + self.plain(x * 0.5).tanh()
+        found: torch.Tensor = once + self.long(x) + self.short(x) + self.plain(x * 0.5).tanh()
+        return found
 
 
 class Chain(nn.Module):
@@ -112,7 +115,7 @@ def train(data: Dataset, body: Callable[[], nn.Module], **options: Any) -> str:
     return f"{weights_digest(trainer.model)} {scores}"
 
 
-def main(out: Path, backend: str) -> None:
+def main(out: Path, backend: Backend) -> None:
     generator = np.random.default_rng(0)
     x = generator.standard_normal((ROWS, 1, 8, 8)).astype(np.float32)
     data = Dataset.from_arrays({"x": x, "y": generator.integers(0, CLASSES, ROWS)})
@@ -148,4 +151,4 @@ def main(out: Path, backend: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), "horovod" if sys.argv[2] == "horovod" else "torch")

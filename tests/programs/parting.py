@@ -18,7 +18,7 @@ from torch import nn
 
 import distrain
 from data_pipeline import Dataset
-from distrain.step import Columns, MicroBatchResult
+from distrain.micro_batch import Columns, MicroBatchResult
 
 ROWS, GLOBAL_BATCH, MICRO_BATCH, EPOCHS = 80, 16, 4, 6
 STEPS_PER_EPOCH = ROWS // GLOBAL_BATCH

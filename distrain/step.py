@@ -275,8 +275,10 @@ class TrainingStep:
         finished: dict[int, tuple[Columns, MicroBatchResult]] = {}
         if self._norms is not None and not owned:
             self._in_lockstep(self._norms, batch, owned, columns)  # the others count on it
+        hooks = self._norms is None or len(owned) == 1
         for micro_batch in owned:
-            with self._sum.leaf(is_last=micro_batch == owned.stop - 1) as leaf:
+            is_last = micro_batch == owned.stop - 1
+            with self._sum.leaf(is_last=is_last, hooks=hooks) as leaf:
                 start, stop = batch.positions(range(micro_batch, micro_batch + 1))
                 collect = partial(
                     self._statistics.collect, leaf.float32, (stop - start) / batch.num_samples
@@ -290,7 +292,7 @@ class TrainingStep:
                     result = self._forward_backward(
                         self._model, batch, micro_batch, sample, collect
                     )
-                self._sum.gradients.mark(self._ledger.present(leaf))
+                self._sum.mark_present(self._ledger.present(leaf))
                 loss_sum, weight, outputs = result
                 self._ledger.write(
                     leaf,

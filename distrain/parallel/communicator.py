@@ -134,12 +134,12 @@ class TorchCommunicator:
         if self._through_host:
             arriving = [(peer, tensor, tensor.cpu()) for peer, tensor in receives]
             works = [
-                distributed.isend(_bytes(tensor.cpu()), peer, group=self._group)
-                for peer, tensor in sends
-            ]
-            works += [
                 distributed.irecv(_bytes(host), peer, group=self._group)
                 for peer, _, host in arriving
+            ]
+            works += [
+                distributed.isend(_bytes(tensor.cpu()), peer, group=self._group)
+                for peer, tensor in sends
             ]
             _wait(works)
             for _, tensor, host in arriving:

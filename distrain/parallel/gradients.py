@@ -1,6 +1,6 @@
 """The gradients of a model's trainable parameters as one flat vector (rule 9)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -88,9 +88,15 @@ class FlatGradients:
         if to:
             torch._foreach_copy_(to, gradients)
 
-    def mark(self, present: torch.Tensor) -> None:
-        """Sets `present` `(num_parameters,)`, int64, to 1 where there is a gradient, else to 0."""
-        given = [parameter.grad is not None for parameter in self.parameters]
+    def mark(self, present: torch.Tensor, taken: Collection[int] = ()) -> None:
+        """Sets `present` `(num_parameters,)`, int64, to 1 where there is a gradient, else to 0.
+
+        `taken` are the numbers of parameters whose gradient has been taken away.
+        """
+        given = [
+            parameter.grad is not None or number in taken
+            for number, parameter in enumerate(self.parameters)
+        ]
         if all(given):
             present.fill_(1)
         else:

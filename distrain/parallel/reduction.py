@@ -128,9 +128,8 @@ class TreeReduction:
         for left, right in self._open or ():
             left.gradient[part.start : part.stop] += right.gradient[part.start : part.stop]
         vectors = [(node, payload.gradient) for node, payload in held]
-        self.shared.sum_share(part, vectors, self._num_leaves, total.gradient)
-        if not self._leaves_shares:
-            self.shared.spread([part], total.gradient)
+        sum_part = self.shared.sum_share if self._leaves_shares else self.shared.sum_all
+        sum_part(part, vectors, self._num_leaves, total.gradient)
 
     def sum(self, flags: Sequence[int] = ()) -> Reduced:
         """The sum over all leaves, and the flags that the workers have raised.

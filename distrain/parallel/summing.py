@@ -9,8 +9,8 @@ import torch
 
 from distrain.errors import ConfigError
 from distrain.numerics import NORM_BLOCK
+from distrain.parallel.collector import GradientCollector
 from distrain.parallel.gradients import FlatGradients, gradient_parts
-from distrain.parallel.overlap import Overlap
 from distrain.parallel.ownership import Ownership, Replicated, Sharded, refuse_beyond_elements
 from distrain.parallel.payload import Payload, PayloadLayout
 from distrain.parallel.reduction import TreeReduction
@@ -21,7 +21,10 @@ from distrain.parallel.world import World
 WHOLE_WORDS = 2**17
 """A gradient of at most so many words travels whole; above, shares of it are quicker (measured)."""
 
-PART_WORDS = 2**20
+WHOLE_WORDS_OF_TWO = 2**21
+"""The same for two workers, for whom a whole partial sum is no more bytes than shares."""
+
+PART_WORDS = 2**22
 """Words of a gradient that travel at once."""
 
 
@@ -45,12 +48,12 @@ class SumOptions:
     Attributes:
         shard_optimizer: Each worker updates a share of the weights.
         gradient_dtype: "float32", or "bfloat16": half the bytes, rounded at every node (rule 7).
-        whole_words, part_words: Where a gradient is cut, see `WHOLE_WORDS` and `PART_WORDS`.
+        whole_words, part_words: Where a gradient is cut; by default `WHOLE_WORDS`, `PART_WORDS`.
     """
 
     shard_optimizer: bool = False
     gradient_dtype: str = "float32"
-    whole_words: int = WHOLE_WORDS
+    whole_words: int | None = None
     part_words: int = PART_WORDS
 
     def __post_init__(self) -> None:
@@ -109,7 +112,10 @@ class StepSum:
         self._is_sharded = options.shard_optimizer and world.size > 1
         self._refuses = options.shard_optimizer
         self._part_words = options.part_words
-        self._parts = gradient_parts(num_words, options.whole_words, options.part_words)
+        most = options.whole_words
+        if most is None:
+            most = WHOLE_WORDS_OF_TWO if world.size == 2 else WHOLE_WORDS
+        self._parts = gradient_parts(num_words, most, options.part_words)
         self._reduction = TreeReduction(
             self.layout,
             world.communicator,
@@ -117,9 +123,8 @@ class StepSum:
             parts=self._parts,
             leaves_shares=self._is_sharded,
         )
-        self._overlap: Overlap | None = None
-        if self._parts and world.size > 1:
-            self._overlap = Overlap(gradients, self._parts)
+        self._collector = GradientCollector(gradients, self._parts)
+        self._overlaps = bool(self._parts) and world.size > 1
         self._float32 = torch.zeros(0, device=world.device)
         self._was_late = self.is_alone = False
 
@@ -134,12 +139,15 @@ class StepSum:
         local = self._world.communicator.local_size
         item, count = layout.gradient_dtype.itemsize, layout.num_gradient
         sums, totals = split_words(count, num_leaves, size, local)
+        if not self._is_sharded:
+            sums = min(sums + totals, whole_words(count, num_leaves, size, local))
+            totals = 0
         whole = layout.head if self._parts else layout
         sent = whole_words(whole.num_bytes, num_leaves, size, local)
         sent += item * sums if self._parts else 0
         if self._is_sharded:
             return sent + torch.float32.itemsize * totals
-        return sent + item * totals if self._parts else sent
+        return sent
 
     def ownership(self, optimizer: torch.optim.Optimizer) -> Ownership:
         """Who updates what; the same at W = 1 as elsewhere in what it refuses.
@@ -163,27 +171,29 @@ class StepSum:
         return self._reduction.begin(num_leaves)
 
     @contextmanager
-    def leaf(self, *, is_last: bool) -> Iterator[Payload]:
+    def leaf(self, *, is_last: bool, hooks: bool = True) -> Iterator[Payload]:
         """A leaf of the tree, to be filled within; the gradient is taken from the parameters'.
 
-        The last leaf's travels meanwhile, where it is long enough.
+        The last leaf's travels meanwhile, where it is long enough. With `hooks=False` what backward
+        passes within leave in the parameters may be looked at, and is taken at the end.
         """
         leaf = self._reduction.leaf()
-        if self.is_alone:
-            yield leaf
-            self.gradients.collect(self.gradients.buffer_views(leaf.gradient))
-            self._reduction.put_back(leaf)
-        elif is_last and self._overlap is not None:
+        views = self.gradients.buffer_views(leaf.gradient)
+        travels = is_last and self._overlaps and not self.is_alone
+        if travels:
             self._reduction.push(leaf, complete=False)
-            with self._overlap.watching(
-                self.gradients.buffer_views(leaf.gradient), self._reduction.part_ready
-            ):
-                yield leaf
-            self._was_late = self._overlap.was_late
-        else:
+        ready = self._reduction.part_ready if travels else None
+        with self._collector.watching(views, ready, hooks=hooks):
             yield leaf
-            self.gradients.collect(self.gradients.buffer_views(leaf.gradient))
+        if self.is_alone:
+            self._reduction.put_back(leaf)
+        elif not travels:
             self._reduction.push(leaf)
+        self._was_late = self._collector.was_late and travels
+
+    def mark_present(self, present: torch.Tensor) -> None:
+        """Notes in a leaf which parameters have a gradient."""
+        self._collector.mark(present)
 
     def close(self, raised: Mapping[Flag, int]) -> Summed:
         """Exchanges what has not travelled yet."""
@@ -192,7 +202,7 @@ class StepSum:
         flags = {kind: tuple(row[kind] for row in reduced.flags) for kind in Flag}
         is_wrong = any(flags[Flag.LATE])
         if is_wrong:
-            self._overlap = None
+            self._overlaps = False
         gradient = reduced.gradient
         if gradient.dtype != torch.float32:
             if not len(self._float32):

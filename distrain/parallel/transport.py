@@ -10,16 +10,26 @@ holds, and sends, several partial sums (rule 5).
 """
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 
 import torch
 
 from distrain.numerics import ALIGNMENT, NORM_BLOCK
 from distrain.parallel.communicator import Communicator, Message
 from distrain.parallel.payload import Payload, PayloadLayout
-from distrain.parallel.route import Round, held_leaves, held_nodes, rounds
+from distrain.parallel.route import (
+    Round,
+    held_leaves,
+    held_nodes,
+    rounds,
+    split_words,
+    whole_words,
+)
 from distrain.parallel.split import owned_range
 from distrain.parallel.tree import Node, folded
+
+_whole_words, _split_words, _held_nodes = cache(whole_words), cache(split_words), cache(held_nodes)
+"""Asked with the same numbers at each step."""
 
 
 class WholeTransport:
@@ -169,6 +179,32 @@ class SharedTransport:
 
         `held` are vectors as long as `total`, which may be one of them; they are written over.
         """
+        self._sum(part, held, num_leaves, total, shares=True)
+
+    def sum_all(
+        self,
+        part: range,
+        held: Sequence[tuple[Node, torch.Tensor]],
+        num_leaves: int,
+        total: torch.Tensor,
+    ) -> None:
+        """Puts the sum over the whole part into `total`, by whichever way sends fewer words."""
+        sizes = num_leaves, self._size, self.communicator.local_size
+        if _whole_words(len(part), *sizes) <= sum(_split_words(len(part), *sizes)):
+            self._sum(part, held, num_leaves, total, shares=False)
+        else:
+            self._sum(part, held, num_leaves, total, shares=True)
+            self.spread([part], total)
+
+    def _sum(
+        self,
+        part: range,
+        held: Sequence[tuple[Node, torch.Tensor]],
+        num_leaves: int,
+        total: torch.Tensor,
+        *,
+        shares: bool,
+    ) -> None:
         self._scratch.clear()
         home = total.untyped_storage().data_ptr()
 
@@ -177,10 +213,13 @@ class SharedTransport:
                 left, right = right, left
             return left.add_(right)
 
-        start, shares = part.start, range(self._size)
+        here, kept = part, range(self._size)
         nodes = {node: vector[part.start : part.stop] for node, vector in held}
         for one in self._rounds:
-            cuts = [self.share(part, some) for some in _cut(shares, len(one.members))]
+            cuts = [here] * len(one.members)
+            if shares:
+                cuts = [self.share(part, some) for some in _cut(kept, len(one.members))]
+                kept = _cut(kept, len(one.members))[one.digit]
             keep = cuts[one.digit]
             sends: list[Message] = []
             receives: list[Message] = []
@@ -188,19 +227,16 @@ class SharedTransport:
             for rank, cut in zip(one.members, cuts, strict=True):
                 if rank == one.members[one.digit]:
                     continue
-                sends += [
-                    (rank, words[cut.start - start : cut.stop - start]) for words in nodes.values()
-                ]
-                for node in held_nodes(one.group(rank), num_leaves, self._size):
+                sends += [(rank, _within(here, cut, words)) for words in nodes.values()]
+                for node in _held_nodes(one.group(rank), num_leaves, self._size):
                     arrived[node] = self._scratch.take(len(keep), total)
                     receives.append((rank, arrived[node]))
             self.communicator.exchange(_filled(sends), _filled(receives))
-            kept = {n: words[keep.start - start : keep.stop - start] for n, words in nodes.items()}
+            mine = {node: _within(here, keep, words) for node, words in nodes.items()}
             leaves = held_leaves(one.union, num_leaves, self._size)
-            nodes = dict(folded(kept | arrived, leaves, num_leaves, merge))
-            start, shares = keep.start, _cut(shares, len(one.members))[one.digit]
+            nodes, here = dict(folded(mine | arrived, leaves, num_leaves, merge)), keep
         (found,) = nodes.values()
-        own = total[start : start + len(found)]
+        own = total[here.start : here.stop]
         if found.data_ptr() != own.data_ptr():
             own.copy_(found)
 
@@ -220,6 +256,11 @@ class SharedTransport:
                     sends.append((rank, vector[out.start : out.stop]))
                     receives.append((rank, vector[into.start : into.stop]))
             self.communicator.exchange(_filled(sends), _filled(receives))
+
+
+def _within(here: range, cut: range, words: torch.Tensor) -> torch.Tensor:
+    """The words of `cut` from those of `here`."""
+    return words[cut.start - here.start : cut.stop - here.start]
 
 
 def _cut(shares: range, pieces: int) -> list[range]:

@@ -118,7 +118,8 @@ def train(data: Dataset, body: Callable[[], nn.Module], **options: Any) -> str:
 def main(out: Path, backend: Backend) -> None:
     generator = np.random.default_rng(0)
     x = generator.standard_normal((ROWS, 1, 8, 8)).astype(np.float32)
-    data = Dataset.from_arrays({"x": x, "y": generator.integers(0, CLASSES, ROWS)})
+    y = generator.integers(0, CLASSES, ROWS)
+    data = Dataset.from_arrays({"x": x, "y": y}, classes={"y": ("a", "b", "c")})
     rows = {}
     for net, batch_norm, optimizer, precision, sharded in itertools.product(
         NETS, ("micro", "sync"), OPTIMIZERS, ("float32", "bfloat16"), (False, True)

@@ -23,14 +23,14 @@ class ThreadGroup:
         self.barrier = threading.Barrier(size, timeout=TIMEOUT_S)
         self.sent: list[torch.Tensor] = [torch.empty(0)] * size
         self.mail = {(a, b): Queue[torch.Tensor]() for a in range(size) for b in range(size)}
-        self.more: dict[int, ThreadGroup] = {}
+        self.more: dict[str, ThreadGroup] = {}
         self.lock = threading.Lock()
 
-    def another(self, number: int) -> "ThreadGroup":
+    def another(self, name: str) -> "ThreadGroup":
         with self.lock:
-            if number not in self.more:
-                self.more[number] = ThreadGroup(self.size, self.local_size, at_once=self.at_once)
-            return self.more[number]
+            if name not in self.more:
+                self.more[name] = ThreadGroup(self.size, self.local_size, at_once=self.at_once)
+            return self.more[name]
 
 
 class ThreadCommunicator:
@@ -39,7 +39,7 @@ class ThreadCommunicator:
     def __init__(self, group: ThreadGroup, rank: int) -> None:
         self._group, self.rank, self.world_size = group, rank, group.size
         self.local_size, self.gathers_at_once = group.local_size, group.at_once
-        self.num_exchanges = self.num_bytes = self._made = 0
+        self.num_exchanges = self.num_bytes = 0
 
     def all_gather(self, send: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         self.num_exchanges += 1
@@ -66,9 +66,9 @@ class ThreadCommunicator:
         tensor.copy_(self._group.sent[0])
         self._group.barrier.wait()
 
-    def another(self) -> "ThreadCommunicator":
-        self._made += 1
-        return ThreadCommunicator(self._group.another(self._made), self.rank)
+    def another(self, name: str, timeout_s: float | None = None) -> "ThreadCommunicator":
+        assert timeout_s is None or timeout_s > 0
+        return ThreadCommunicator(self._group.another(name), self.rank)
 
 
 def on_threads(group: ThreadGroup, work: Callable[[ThreadCommunicator], T]) -> list[T]:

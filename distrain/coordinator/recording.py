@@ -266,9 +266,12 @@ class Recording:
         """No step has ended in time: saves the state after the last one, and ends the process.
 
         Called by the thread that watches for stops, on every rank; rank 0 alone acts, and its end
-        is the others'. The main thread is in the middle of a step that nobody will miss.
+        is the others'; where the optimizer's state is shared they first hand it their parts. The
+        main thread is in the middle of a step that nobody will miss.
         """
-        if self._keeper is None:
+        ownership = training_step.update.ownership
+        is_needed = self._policy is not None and ownership.is_shared
+        if self._keeper is None and not is_needed:
             return
         try:
             with ExitStack() as stack:
@@ -277,13 +280,19 @@ class Recording:
                 if self._state.step > self._taken_up_at:
                     rest = training_step.at_rest(lambda: self._state.step, AT_REST_S)
                     model = stack.enter_context(rest)
-                    optimizer = self._optimizer_state(training_step.update.ownership)
+                    optimizer = ownership.optimizer_state(apart=True)
+                if self._keeper is None:
+                    return
                 self._save_last(self._keeper, reason, model, optimizer)
                 end_process(StoppedError(reason))  # within: nothing may move any more
         except StorageError as error:
             end_process(StorageError(f"stopped by {reason}, and the last save failed: {error}"))
         except BaseException as error:  # noqa: BLE001 - in this thread nobody else would see it
-            end_process(error)
+            if not is_needed:
+                end_process(error)
+            # The step may still end; if it doesn't, the launcher ends all, and the last checkpoint
+            # is where the run goes on.
+            self._note("checkpoint_failed", f"the workers' parts don't come together: {error}")
 
     def _save_last(
         self,

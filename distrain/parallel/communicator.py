@@ -59,10 +59,11 @@ class Communicator(Protocol):
         """Overwrites the tensor with rank 0's."""
         ...
 
-    def another(self) -> "Communicator":
+    def another(self, name: str, timeout_s: float | None = None) -> "Communicator":
         """The same workers over channels of their own, so that a thread can use them meanwhile.
 
-        All workers call it.
+        All workers call it. The channels of a name are made once a process, with that time limit,
+        or this communicator's.
         """
         ...
 
@@ -87,9 +88,13 @@ class Alone:
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Rank 0 has it already."""
 
-    def another(self) -> "Alone":
+    def another(self, name: str, timeout_s: float | None = None) -> "Alone":  # noqa: ARG002
         """This one: nothing can get in the way."""
         return self
+
+
+_channels: dict[str, tuple[distributed.ProcessGroup | None, distributed.ProcessGroup]] = {}
+"""By name, the group of all workers that they were made in, and the group."""
 
 
 class TorchCommunicator:
@@ -163,11 +168,15 @@ class TorchCommunicator:
         with torch.no_grad():
             tensor.copy_(local)
 
-    def another(self) -> "TorchCommunicator":
-        """A new group of the same workers and backend."""
-        return TorchCommunicator(
-            self.local_size, distributed.new_group(timeout=self._timeout), self._timeout
-        )
+    def another(self, name: str, timeout_s: float | None = None) -> "TorchCommunicator":
+        """A group of the same workers and backend: each would cost connections at every `fit`."""
+        limit = self._timeout if timeout_s is None else timedelta(seconds=timeout_s)
+        world, group = _channels.get(name, (None, None))
+        if group is None or world is not distributed.group.WORLD:
+            group = distributed.new_group(timeout=limit)
+            assert isinstance(group, distributed.ProcessGroup)
+            _channels[name] = distributed.group.WORLD, group
+        return TorchCommunicator(self.local_size, group, limit)
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:

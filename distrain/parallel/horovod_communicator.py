@@ -87,9 +87,13 @@ class HorovodCommunicator:
             with torch.no_grad():
                 tensor.copy_(made.view(local.dtype).view_as(local))
 
-    def another(self) -> "HorovodCommunicator":
+    def another(
+        self,
+        name: str,
+        timeout_s: float | None = None,  # noqa: ARG002 - Horovod has one for all
+    ) -> "HorovodCommunicator":
         """The same workers under names of their own; Horovod may be called from any thread."""
-        return HorovodCommunicator(f"{self._channel}.{self._next('another')}")
+        return HorovodCommunicator(f"{self._channel}.{name}")
 
     def _next(self, what: str) -> int:
         key = f"{self._channel} {what}"

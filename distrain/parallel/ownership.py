@@ -14,7 +14,7 @@ import torch
 
 from distrain.errors import ConfigError
 from distrain.numerics import NORM_BLOCK
-from distrain.parallel.communicator import gather_bytes
+from distrain.parallel.communicator import Communicator, gather_bytes
 from distrain.parallel.gradients import FlatGradients, block_norms, norm_of_blocks
 from distrain.parallel.transport import SharedTransport
 
@@ -28,8 +28,15 @@ ELEMENT_BY_ELEMENT = (
 )
 """Torch's optimizers that look at no other element of a parameter, nor at its shape."""
 
+LAST_SAVE_TIMEOUT_S = 10.0
+"""So long the last save of an unfinished step waits for the other workers."""
+
 _ONE_NUMBER = ("step", "mu_product", "eta", "mu")
 """What these keep once for a parameter: told from the rest where a parameter has no dimension."""
+
+
+class ApartError(RuntimeError):
+    """The workers stand at different steps, so that their parts make no whole."""
 
 
 class Ownership(Protocol):
@@ -61,8 +68,11 @@ class Ownership(Protocol):
         """Brings the updated weights to every worker."""
         ...
 
-    def optimizer_state(self) -> OptimizerState:
-        """The state of the whole optimizer; all workers call it."""
+    def optimizer_state(self, *, apart: bool = False) -> OptimizerState:
+        """The state of the whole optimizer; all workers call it.
+
+        `apart`: from another thread than the training's, which may be in an exchange.
+        """
         ...
 
     def load_optimizer_state(
@@ -100,7 +110,7 @@ class Replicated:
     def share_weights(self) -> None:
         """Every worker has them."""
 
-    def optimizer_state(self) -> OptimizerState:
+    def optimizer_state(self, *, apart: bool = False) -> OptimizerState:  # noqa: ARG002
         """This worker's own; others need not call it."""
         return optimizer_tensors(self._optimizer)
 
@@ -170,8 +180,10 @@ class Sharded:
         refuse_beyond_elements(optimizer)
         self._gradients, self._optimizer = gradients, optimizer
         self._transport, self._parts, self._is_whole = transport, parts, gradient_is_whole
+        another = transport.communicator.another("last save", LAST_SAVE_TIMEOUT_S)
+        self._apart = SharedTransport(another)
         self._shares = [share for part in parts if (share := transport.share(part))]
-        self._weights = self._vector()
+        self._weights, self._updates = self._vector(), 0
         for parameter, view in zip(
             gradients.parameters, gradients.views(self._weights), strict=True
         ):
@@ -246,14 +258,16 @@ class Sharded:
         """The other half of the exchange that left each worker its shares of the gradient."""
         with torch.no_grad():
             self._transport.spread(self._parts, self._weights)
+        self._updates += 1
 
-    def optimizer_state(self) -> OptimizerState:
+    def optimizer_state(self, *, apart: bool = False) -> OptimizerState:
         """A closing exchange: one vector as long as the model for each name of the state."""
+        transport = self._apart if apart else self._transport
         tensors: dict[str, torch.Tensor] = {}
         numbers: dict[str, float] = {}
         vectors: dict[str, set[int]] = {}
         index = {number: place for place, number in enumerate(self._numbers)}
-        for described in self._describe_everywhere():
+        for described in self._describe_everywhere(transport.communicator):
             for number, name, value, dtype in described:
                 key = f"{index[number]}.{name}"
                 if value is None:
@@ -268,13 +282,15 @@ class Sharded:
                 for span, piece in pieces:
                     if name in self._optimizer.state[piece]:
                         whole[span.start : span.stop] = self._optimizer.state[piece][name]
-            self._transport.spread(self._parts, whole)
+            transport.spread(self._parts, whole)
             views = self._gradients.views(whole)
             for number in vectors[name]:
                 tensors[f"{index[number]}.{name}"] = views[number].contiguous()
         return tensors, numbers
 
-    def _describe_everywhere(self) -> list[list[tuple[int, str, Any, str]]]:
+    def _describe_everywhere(
+        self, communicator: Communicator
+    ) -> list[list[tuple[int, str, Any, str]]]:
         """By worker: parameter, name, the value unless it is a vector, its dtype if a tensor."""
         mine: list[tuple[int, str, Any, str]] = []
         for number, pieces in enumerate(self._pieces):
@@ -287,9 +303,13 @@ class Sharded:
                         mine.append((number, name, value.item(), dtype))
                     elif value is not None:
                         mine.append((number, name, value, ""))
-        communicator, device = self._transport.communicator, self._weights.device
-        blobs = gather_bytes(json.dumps(mine).encode(), communicator, device)
-        return [json.loads(blob) for blob in blobs]
+        told = json.dumps([self._updates, mine]).encode()
+        everyone = [
+            json.loads(blob) for blob in gather_bytes(told, communicator, self._weights.device)
+        ]
+        if len({updates for updates, _ in everyone}) > 1:
+            raise ApartError("an update has come to its end on some workers only")
+        return [described for _, described in everyone]
 
     def load_optimizer_state(
         self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, float]

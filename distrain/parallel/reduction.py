@@ -74,7 +74,7 @@ class TreeReduction:
         travels = layout.head if self._parts else layout
         self._whole = WholeTransport(travels, communicator, device)
         if self._parts:
-            self.shared = SharedTransport(communicator.another())
+            self.shared = SharedTransport(communicator.another("parts"))
             self._courier = Courier(device)
 
     @property

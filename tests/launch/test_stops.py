@@ -91,15 +91,21 @@ def test_the_time_limit_stops_a_run_which_another_limit_lets_go_on(
 
 
 @pytest.mark.parametrize(
-    ("workers", "hanging", "told"),
-    [(1, "all", "launcher"), (2, "all", "launcher"), (2, "0", "worker")],
+    ("workers", "hanging", "told", "more"),
+    [
+        (1, "all", "launcher", []),
+        (2, "all", "launcher", []),
+        (2, "0", "worker", []),
+        (2, "0", "launcher", ["--parallel.shard-optimizer"]),
+    ],
 )
 def test_a_step_that_never_ends_costs_that_step_alone(
-    digits: Path, tmp_path: Path, workers: int, hanging: str, told: str
+    digits: Path, tmp_path: Path, workers: int, hanging: str, told: str, more: list[str]
 ) -> None:
     folder, calls = tmp_path / "run", tmp_path / "calls"
     fault = {"FAULT": f"{hanging}:hang:7", "CALLS": str(calls)}
-    with train_faulty(digits, folder, workers, "--run.grace-s", GRACE_S, **fault) as run:
+    options = ("--run.grace-s", GRACE_S, *more)
+    with train_faulty(digits, folder, workers, *options, **fault) as run:
         run.until(lambda: has_line(tmp_path / "calls-0", "hang"))
         run.until(lambda: last_step(folder) == 7)
         asked = time.monotonic()

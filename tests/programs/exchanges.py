@@ -82,7 +82,7 @@ def compare_exchanges(ours: Communicator, torchs: Communicator) -> None:
 
 def check_threads(ours: Communicator) -> None:
     """Two channels, each used by a thread: on one they go fast, on the other in large pieces."""
-    size, channels = ours.world_size, [ours.another(), ours.another()]
+    size, channels = ours.world_size, [ours.another("one"), ours.another("two")]
 
     def gather(communicator: Communicator, width: int, number: int) -> None:
         for k in range(number):
@@ -114,7 +114,7 @@ def main(folder: str) -> None:
         assert (ours.local_size, torchs.local_size) == (size, size)
         for _ in range(3):
             compare_exchanges(ours, torchs)
-            compare_exchanges(ours.another(), torchs.another())
+            compare_exchanges(ours.another("compared"), torchs.another("compared"))
         check_threads(ours)
     (Path(folder) / f"agreed-{rank}").touch()
 

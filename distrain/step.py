@@ -33,7 +33,7 @@ from distrain.parallel.payload import Payload
 from distrain.parallel.running_statistics import RunningStatistics
 from distrain.parallel.split import GlobalBatch
 from distrain.parallel.state_check import StateCheck
-from distrain.parallel.summing import Flag, StepSum, SumOptions
+from distrain.parallel.summing import Flag, Group, Sent, StepSum, SumOptions
 from distrain.parallel.sync_batch_norm import SynchronizedNorms
 from distrain.parallel.world import World
 from distrain.practice.inspection import Inspection, Inspector
@@ -147,9 +147,9 @@ class TrainingStep:
         """Bytes of one partial sum: gradients, running statistics, ledger."""
         return self._sum.layout.num_bytes
 
-    def sent_bytes(self, num_micro_batches: int) -> int:
-        """Bytes that the busiest worker sends in a step of so many micro-batches."""
-        return self._sum.sent_bytes(num_micro_batches)
+    def sent_bytes(self, num_micro_batches: int, group: Group | None = None) -> Sent:
+        """What the busiest worker sends in a step of so many micro-batches: here, or of a group."""
+        return self._sum.sent_bytes(num_micro_batches, group)
 
     @property
     def partial_sums(self) -> int:

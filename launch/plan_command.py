@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from data_pipeline.manifest import read_manifest
@@ -14,6 +15,8 @@ from launch.status_command import duration
 from launch.train_command import checked_job, resolved
 
 MOST_NAMED = 8
+COLUMNS = 80
+INDENT = " " * 10
 
 
 def plan(
@@ -116,8 +119,7 @@ def _measured_lines(job: Job, found: dict[str, Any]) -> list[str]:
         f"          gradients {sums} x {_mb(found['payload_bytes'])} (partial sums); at most "
         f"{_mb(found['peak_bytes'])} in all",
     ]
-    if size > 1:
-        lines.append(f"exchange  {_mb(found['sent_bytes'])} a step from each worker to each other")
+    lines += _exchange_lines(found)
     speed = found["global_batch"] / found["step_s"]
     lines += [
         f"step      {found['step_s']:.4f} s ({found['least_step_s']:.4f} to "
@@ -128,6 +130,29 @@ def _measured_lines(job: Job, found: dict[str, Any]) -> list[str]:
         lines.append(f"          an evaluation: {found['evaluation_s']:.2f} s")
     early = ", unless it stops early" if job.early_stopping.monitor else ""
     return [*lines, f"run       about {duration(found['run_s'])}{early}"]
+
+
+def _exchange_lines(found: dict[str, Any]) -> list[str]:
+    """What the busiest worker sends: measured with so many workers, and with others."""
+    size = found["world_size"]
+    here = {"workers": size} | {name: found[name] for name in ("sent_bytes", "unaligned_bytes")}
+    shown = {one["workers"]: one for one in (*found["exchanges"], here) if one["workers"] > 1}
+    if not shown:
+        return []
+    text = "a step, from the busiest worker: " + ", ".join(
+        _exchange(shown[workers]) for workers in sorted(shown)
+    )
+    # A number stays with its unit.
+    lines = wrap(text.replace(" MB", "\0MB").replace(" GB", "\0GB"), COLUMNS - len(INDENT))
+    if any(one["unaligned_bytes"] for one in shown.values()):
+        lines.append("extra: what shares of a batch that cut its tree unevenly add")
+    lines = [INDENT + line.replace("\0", " ") for line in lines]
+    return [lines[0].replace(INDENT, "exchange".ljust(len(INDENT)), 1), *lines[1:]]
+
+
+def _exchange(one: dict[str, int]) -> str:
+    sent = f"{one['workers']:,} workers {_mb(one['sent_bytes'])}"
+    return f"{sent} ({_mb(one['unaligned_bytes'])} extra)" if one["unaligned_bytes"] else sent
 
 
 def _mb(size: int) -> str:

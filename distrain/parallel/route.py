@@ -79,22 +79,35 @@ def held_nodes(ranks: range, num_leaves: int, world_size: int) -> list[Node]:
     return covering_nodes(held_leaves(ranks, num_leaves, world_size), num_leaves)
 
 
-def whole_words(num_words: int, num_leaves: int, world_size: int, local_size: int = 0) -> int:
-    """Words that the busiest worker sends if every round carries whole partial sums."""
-    sent = [
-        num_words
-        * sum(
-            max(1, len(held_nodes(one.group(rank), num_leaves, world_size)))
+def whole_words(
+    num_words: int, num_leaves: int, world_size: int, local_size: int = 0, *, aligned: bool = False
+) -> int:
+    """Words that the busiest worker sends if every round carries whole partial sums.
+
+    `aligned`: as if every range of leaves were a single node of the tree.
+    """
+    return num_words * max(
+        sum(
+            (1 if aligned else max(1, len(held_nodes(one.group(rank), num_leaves, world_size))))
             * (len(one.members) - 1)
             for one in rounds(rank, world_size, local_size or world_size)
         )
         for rank in range(world_size)
-    ]
-    return max(sent)
+    )
+
+
+def gathered_words(
+    num_words: int, num_leaves: int, world_size: int, *, aligned: bool = False
+) -> int:
+    """The same by one all-gather, which has as many slots for everybody as the busiest fills."""
+    most = max(
+        len(held_nodes(range(rank, rank + 1), num_leaves, world_size)) for rank in range(world_size)
+    )
+    return num_words * (1 if aligned else max(1, most)) * (world_size - 1)
 
 
 def split_words(
-    num_words: int, num_leaves: int, world_size: int, local_size: int = 0
+    num_words: int, num_leaves: int, world_size: int, local_size: int = 0, *, aligned: bool = False
 ) -> tuple[int, int]:
     """Words that the busiest worker sends if rounds carry shares: partial sums, then totals."""
     sums, totals = 0.0, 0.0
@@ -103,6 +116,6 @@ def split_words(
         for one in rounds(rank, world_size, local_size or world_size):
             share /= len(one.members)
             nodes = len(held_nodes(one.group(rank), num_leaves, world_size))
-            sent += share * (len(one.members) - 1) * nodes
+            sent += share * (len(one.members) - 1) * (min(1, nodes) if aligned else nodes)
         sums, totals = max(sums, sent), num_words - share
     return round(sums), round(totals)

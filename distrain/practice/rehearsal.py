@@ -13,11 +13,23 @@ from distrain.assembly import Assembly
 from distrain.config import Job
 from distrain.coordinator.stops import StopAskedError
 from distrain.parallel.ownership import optimizer_tensors
+from distrain.parallel.split import useful_world_sizes
+from distrain.parallel.summing import Group
 from distrain.parallel.world import World
 from distrain.run_job import job_batches, job_datasets, job_trainer
 
 WARM_UP_STEPS = 3
 MOST_STEPS = 1000
+MOST_EXCHANGES = 8
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What the busiest of so many workers sends in a step, and how much of it as `Rehearsal`."""
+
+    workers: int
+    sent_bytes: int
+    unaligned_bytes: int
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,9 @@ class Rehearsal:
         partial_sums: How many of them a worker kept at most.
         optimizer_bytes: The optimizer's state, after the steps.
         sent_bytes: What the busiest worker sends in a step.
+        unaligned_bytes: Those of them that are there because ranges of micro-batches do not align
+            with the tree.
+        exchanges: The same for other numbers of workers on one host, those of most use.
         peak_bytes: The most memory that the process has had: on the device where that is a GPU.
         steps_measured: Over so many; the seconds of one: median, least, most.
         evaluation_s: Of the whole validation set, in part extrapolated; None without one.
@@ -48,6 +63,8 @@ class Rehearsal:
     partial_sums: int
     optimizer_bytes: int
     sent_bytes: int
+    unaligned_bytes: int
+    exchanges: tuple[Exchange, ...]
     peak_bytes: int
     steps_measured: int
     step_s: float
@@ -82,6 +99,7 @@ def rehearse(job: Job, seconds: float) -> Rehearsal | None:
     evaluation_s = _evaluation_s(parts, seconds)
     if world.rank != 0:
         return None
+    sent = parts.step.sent_bytes(parts.plan.num_micro_batches)
     tensors, _ = optimizer_tensors(parts.step.optimizer)
     trainable = [p for p in trainer.model.parameters() if p.requires_grad]
     return Rehearsal(
@@ -93,7 +111,9 @@ def rehearse(job: Job, seconds: float) -> Rehearsal | None:
         payload_bytes=parts.step.payload_bytes,
         partial_sums=parts.step.partial_sums,
         optimizer_bytes=sum(tensor.nbytes for tensor in tensors.values()),
-        sent_bytes=_sent_bytes(parts),
+        sent_bytes=sent.num_bytes,
+        unaligned_bytes=sent.unaligned,
+        exchanges=_exchanges(parts, gathers_at_once=_gathers_at_once(job, world)),
         peak_bytes=_peak_bytes(world.device),
         steps_measured=len(timed),
         step_s=statistics.median(timed),
@@ -104,10 +124,21 @@ def rehearse(job: Job, seconds: float) -> Rehearsal | None:
     )
 
 
-def _sent_bytes(parts: Assembly) -> int:
-    if parts.world.size == 1:
-        return 0
-    return parts.step.sent_bytes(parts.plan.num_micro_batches)
+def _exchanges(parts: Assembly, *, gathers_at_once: bool) -> tuple[Exchange, ...]:
+    """By arithmetic: nothing is tried for it."""
+    leaves = parts.plan.num_micro_batches
+    found = []
+    for size in useful_world_sizes(leaves)[1 : MOST_EXCHANGES + 1]:
+        sent = parts.step.sent_bytes(leaves, Group(size, size, at_once=gathers_at_once))
+        found.append(Exchange(size, sent.num_bytes, sent.unaligned))
+    return tuple(found)
+
+
+def _gathers_at_once(job: Job, world: World) -> bool:
+    """As the job's workers would; one that is alone says nothing of the others."""
+    if world.size > 1:
+        return world.communicator.gathers_at_once
+    return job.parallel.backend == "horovod" or world.device.type == "cuda"
 
 
 def _step(parts: Assembly, batches: OnDevice, number: int) -> float:

@@ -12,7 +12,14 @@ from distrain.numerics import NORM_BLOCK
 from distrain.parallel.gradients import gradient_parts
 from distrain.parallel.payload import PayloadLayout
 from distrain.parallel.reduction import TreeReduction
-from distrain.parallel.route import prime_factors, rounds, split_words, whole_words
+from distrain.parallel.route import (
+    gathered_words,
+    prime_factors,
+    rounds,
+    split_words,
+    whole_words,
+)
+from distrain.parallel.summing import Group, Sent, SumOptions, sent_by
 from distrain.parallel.transport import SharedTransport
 from tests.thread_workers import ThreadCommunicator, ThreadGroup, on_threads
 
@@ -220,3 +227,30 @@ def test_unaligned_ranges_send_more() -> None:
     assert whole_words(100, 64, 3) == 2 * 5 * 100  # up to 2 log2 M partial sums, to each other
     assert whole_words(100, 64, 2) == 100
     assert whole_words(100, 64, 4) == 2 * 100
+    assert whole_words(100, 64, 3, aligned=True) == 2 * 100
+    assert split_words(3 * 4096, 8, 3, aligned=True) == (2 * 4096, 2 * 4096)
+    assert gathered_words(100, 64, 3) == 2 * 5 * 100
+    assert gathered_words(100, 64, 4) == gathered_words(100, 8, 4) == 3 * 100
+
+
+@pytest.mark.parametrize("shard_optimizer", [False, True])
+def test_what_a_group_would_send_follows_from_sizes_alone(shard_optimizer: bool) -> None:
+    options = SumOptions(shard_optimizer=shard_optimizer)
+    long = PayloadLayout(2, 2, 0, 2**22)
+    head, gradient = long.head.num_bytes, 4 * 2**22
+    for at_once in (False, True):
+        assert sent_by(Group(1, 1, at_once=at_once), long, 8, options) == Sent(0, 0)
+    pairs = sent_by(Group(4, 4, at_once=False), long, 8, options)
+    assert pairs == Sent(2 * head + 2 * gradient * 3 // 4, 0)  # shares of sums, then of totals
+    gathered = sent_by(Group(4, 4, at_once=True), long, 8, options)
+    assert gathered == Sent(3 * head + 2 * gradient * 3 // 4, 0)
+    three = sent_by(Group(3, 3, at_once=False), long, 8, options)
+    assert three.unaligned == pytest.approx(2 * head + gradient * 2 / 3, abs=8)
+
+
+def test_short_gradients_travel_with_the_rest() -> None:
+    short = PayloadLayout(2, 2, 0, 4096)
+    whole = sent_by(Group(2, 2, at_once=False), short, 8, SumOptions())
+    assert whole == Sent(short.num_bytes, 0)
+    sharded = sent_by(Group(2, 2, at_once=False), short, 8, SumOptions(shard_optimizer=True))
+    assert sharded.num_bytes == short.num_bytes + 4 * 4096 // 2  # and half of the new weights

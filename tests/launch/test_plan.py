@@ -37,7 +37,7 @@ def test_counts_are_those_of_the_arithmetic_and_nothing_is_tried_without_time(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("case", [(1, 4, 0), (2, 3, 1), (3, 2, 2)])
+@pytest.mark.parametrize("case", [(1, 4, 0), (2, 3, 1), (3, 2, 4)])
 def test_what_is_measured_is_what_the_model_has_and_leaves_no_files(
     distrain: Run, digits: Path, tmp_path: Path, case: tuple[int, int, int]
 ) -> None:
@@ -54,9 +54,18 @@ def test_what_is_measured_is_what_the_model_has_and_leaves_no_files(
     # Two batch norms: running mean and variance of 32 and 64 channels, and a count each.
     assert found["model_bytes"] == 4 * CNN_PARAMETERS + 4 * 2 * (32 + 64) + 2 * 8
     assert found["payload_bytes"] > 4 * CNN_PARAMETERS
-    # 8 leaves, folded as in a binary counter; 3 workers send up to two nodes each.
+    # 8 leaves, folded as in a binary counter.
     assert found["partial_sums"] == kept
+    # Of 3 workers the busiest has two nodes of the tree for each of the others, and one would do.
     assert found["sent_bytes"] == sent * found["payload_bytes"]
+    assert found["unaligned_bytes"] == (sent // 2 if workers == 3 else 0) * found["payload_bytes"]
+    # W = 2, 4 and 8 swap whole sums in rounds of pairs; a payload has flags of every worker.
+    others = {one["workers"]: one for one in found["exchanges"]}
+    assert sorted(others) == [2, 3, 4, 8]
+    for size, sums, unaligned in ((2, 1, 0), (3, 4, 2), (4, 2, 0), (8, 3, 0)):
+        one = others[size]
+        assert one["sent_bytes"] == pytest.approx(sums * found["payload_bytes"], rel=0.01)
+        assert one["unaligned_bytes"] == pytest.approx(unaligned * found["payload_bytes"], rel=0.01)
     assert found["peak_bytes"] > 50e6
     assert 0 < found["least_step_s"] <= found["step_s"] <= found["most_step_s"]
     assert found["run_s"] > 180 * found["step_s"]
@@ -68,6 +77,12 @@ def test_the_measured_plan_fits_a_terminal(distrain: Run, digits: Path, tmp_path
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()[1:]
     assert all(len(line) <= 80 for line in lines)
+    at = next(number for number, line in enumerate(lines) if line.startswith("exchange  "))
+    assert lines[at : at + 3] == [
+        "exchange  a step, from the busiest worker: 2 workers 0.21 MB, 3 workers 0.86 MB",
+        "          (0.43 MB extra), 4 workers 0.43 MB, 8 workers 0.64 MB",
+        "          extra: what shares of a batch that cut its tree unevenly add",
+    ]
     assert any(line.startswith("run       about ") for line in lines)
 
 
@@ -129,6 +144,8 @@ def test_the_lines_of_large_jobs_name_gigabytes_and_hours() -> None:
         "partial_sums": 7,
         "optimizer_bytes": 8 * 10**9,
         "sent_bytes": 0,
+        "unaligned_bytes": 0,
+        "exchanges": [{"workers": 2, "sent_bytes": 4 * 10**9, "unaligned_bytes": 0}],
         "peak_bytes": 45 * 10**9,
         "steps_measured": 5,
         "step_s": 0.1,
@@ -141,4 +158,5 @@ def test_the_lines_of_large_jobs_name_gigabytes_and_hours() -> None:
     text = "\n".join(plan_lines(Large, found))  # type: ignore[arg-type]
     assert "weights 4.00 GB, optimizer 8.00 GB" in text
     assert "gradients 7 x 4.00 GB (partial sums); at most 45.00 GB in all" in text
+    assert "exchange  a step, from the busiest worker: 2 workers 4.00 GB\nstep" in text
     assert text.endswith("run       about 3 d 11 h")

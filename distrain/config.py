@@ -61,8 +61,9 @@ class RunConfig:
     grace_s: float = 30.0
     """Seconds between a signal to stop and the end; less than the scheduler's own grace time."""
     inspect_every: int | None = None
-    """Log every so many steps, by parameter, the norms of gradient and weights, and the update's
-    norm over that of the weights: about 0.001 is healthy. Off unless given."""
+    """Log after every so many steps, for each parameter, the norms of
+    gradient and weights, and how far the step moved them (about 0.001 of
+    their norm is healthy). 0, or none, for never."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -89,12 +90,13 @@ class DataConfig:
     standardize: bool = True
     """Scale uint8 and float inputs by the training part's mean and standard deviation."""
     prepare: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Transforms of all inputs, in order, those of the validation part as well, such as resize."""
+    """Transforms of all inputs, in order, those of the validation part as
+    well, such as resize."""
     augment: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Transforms of the training samples, in order, such as shift (pixels, fill) and flip."""
     sampling: Literal["shuffled", "with_replacement", "bootstrap", "balanced"] = "shuffled"
-    """Each sample once an epoch; as many drawn with replacement, anew or the same ones in every
-    epoch (for bagging); or all classes equally often."""
+    """Each sample once an epoch; as many drawn with replacement, anew or the
+    same ones in every epoch (for bagging); or all classes equally often."""
     verify: bool = True
     """Compare every shard with its SHA-256 before training."""
     prefetch: int = 2
@@ -115,17 +117,21 @@ class ModelConfig:
     """The model."""
 
     build: str
-    """mlp, cnn, or PACKAGE.MODULE:FUNCTION, which is called with the options and gives a module."""
+    """mlp, cnn, or PACKAGE.MODULE:FUNCTION, which is called with the options
+    and gives a module."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments for the function."""
     activation_checkpointing: tuple[str, ...] = ()
-    """Patterns of names of submodules, such as blocks.*, that are run again in the backward pass
-    instead of keeping what they have computed: less memory and more time."""
+    """Names of submodules, or patterns of names such as blocks.*, that keep
+    their inputs alone and run again in the backward pass: less memory,
+    more time, the same bits."""
     compile: bool = False
-    """Compile the model with torch.compile, for static shapes; part of the result."""
+    """Compile the model by torch.compile, once for each shape: faster after
+    a start of seconds to a minute. Part of the result; not with
+    batch_norm sync."""
     channels_last: bool = False
-    """Lay the model and its pictures out with channels last, which many convolutions are faster
-    with; part of the result."""
+    """Lay pictures and convolutions out with channels last in memory, which
+    is often faster. Part of the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,10 +219,14 @@ class TrainingConfig:
     clip_value: float | None = None
     """Clamp each element of the gradient to this magnitude."""
     batch_norm: Literal["micro", "sync"] = "micro"
-    """Batch norm by each micro-batch's own statistics, or by those of the whole global batch."""
+    """micro: batch norm by the statistics of each micro-batch. sync: by
+    those of the whole global batch, for more memory, and messages at each
+    norm where there are several workers. Part of the result."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What autocast computes in; weights, gradients and sums are float32 in any case. float16
-    scales the loss, and skips a step whose gradient overflows."""
+    """What the forward and backward passes compute in, where torch's
+    autocast deems it safe; weights, gradients and sums stay float32.
+    float16 scales the loss, and skips a step whose gradient overflows.
+    Part of the result."""
     metrics: tuple[str, ...] = ()
     """accuracy, precision, recall, f1 (macro; with _micro micro averages), mse, mae."""
 
@@ -287,20 +297,24 @@ class ParallelConfig:
     """How the workers make one result."""
 
     backend: Backend = "torch"
-    """What carries the workers' exchanges: torch.distributed, or Horovod (`make horovod`). No part
-    of the result."""
+    """What carries messages between workers: torch.distributed (NCCL on
+    GPUs, gloo elsewhere), or Horovod (`make horovod`). No part of the
+    result."""
     shard_optimizer: bool = False
-    """Each worker keeps and updates a share of the optimizer's state (ZeRO stage 1): its memory
-    falls by the number of workers; the bits are the same."""
+    """Each of W workers keeps 1/W of the optimizer's state and updates 1/W
+    of the weights (ZeRO stage 1). Not for optimizers that look beyond an
+    element. No part of the result."""
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What gradients travel as. bfloat16 is half the bytes, is rounded at every node of the tree,
-    and is part of the result."""
+    """What gradients travel as. bfloat16: half the bytes, but every sum is
+    rounded to 8 significant bits. Part of the result."""
     check_every: int | None = 100
-    """Compare a digest of the state of all workers after every so many steps, and at the end: a
-    machine's silent error ends the run and is named. 0 for never."""
+    """Compare a checksum of weights and optimizer state between the workers
+    after every so many steps, before a checkpoint and at the end: a
+    faulty machine ends the run and is named. 0 for never."""
     timeout_s: float = 600.0
-    """Seconds that a worker waits for the others in one exchange: longer than writing a checkpoint
-    takes. One that ends is noticed at once, one that stands still after this time."""
+    """Seconds, above 0, that a worker waits in one exchange for another that
+    stands still (on Horovod its own 1800); give more than writing a
+    checkpoint takes. A worker that dies is noticed at once."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""

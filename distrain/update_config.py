@@ -36,7 +36,7 @@ class OptimizerGroupConfig:
     lr: float | None = None
     """Learning rate, before the schedule's factor; 0 leaves the weights as they are."""
     weight_decay: float | None = None
-    """L2 penalty; decoupled from the gradient in adamw."""
+    """L2 penalty, 0 or more; decoupled from the gradient in adamw."""
     momentum: float | None = None
     """For sgd and rmsprop."""
     nesterov: bool | None = None
@@ -74,8 +74,8 @@ class OptimizerConfig:
     rho: float | None = None
     """Smoothing of adadelta."""
     decay_norms_and_biases: bool = True
-    """Whether weight_decay reaches the parameters of norms (batch, layer, group, ...) and biases,
-    those of groups as well."""
+    """Whether weight_decay reaches the parameters of norms (batch, layer,
+    group, ...) and biases, those of groups as well."""
     groups: dict[str, OptimizerGroupConfig] = field(default_factory=dict)
     """Parameters with settings of their own; of several that match, the first counts."""
 
@@ -90,7 +90,10 @@ class OptimizerConfig:
             check_at_least(f"optimizer.groups.{name}.lr", group.lr, 0)
             check_at_least(f"optimizer.groups.{name}.weight_decay", group.weight_decay, 0)
         if self.nesterov and not self.momentum:
-            raise ConfigError("optimizer.nesterov needs optimizer.momentum above 0")
+            raise ConfigError(
+                f"optimizer.nesterov is true and optimizer.momentum is {self.momentum}; give a "
+                "momentum above 0, or leave nesterov out"
+            )
 
     def _check_options(self, where: str, given: "OptimizerConfig | OptimizerGroupConfig") -> None:
         takes = OPTIMIZERS[self.name]
@@ -107,13 +110,14 @@ class AverageConfig:
     name: str | None = None
     """ema (exponential moving average) or swa (stochastic weight averaging, equal shares)."""
     decay: float | None = None
-    """ema: share of the old average that each update keeps; 0.999 unless given."""
+    """ema: share of the old average that each update keeps, above 0 and
+    below 1; 0.999 unless given."""
     every_steps: int | None = None
-    """Steps between two updates; unless given 1 for ema, an epoch's for swa."""
+    """Steps between two updates, 1 or more; unless given 1 for ema, an epoch's for swa."""
     start_step: int | None = None
-    """ema: steps done before averaging begins; 0 unless given."""
+    """ema: steps done before averaging begins, 0 or more; 0 unless given."""
     start_epoch: int | None = None
-    """swa: the first epoch, counted from 1, whose weights are averaged."""
+    """swa, which needs it: the first epoch, counted from 1, whose weights are averaged."""
 
     def __post_init__(self) -> None:
         """Checks names, and that the average takes what is given and is given what it needs."""
@@ -130,7 +134,10 @@ class AverageConfig:
                     f"average.{name} is not for {self.name}, which takes {', '.join(takes)}"
                 )
         if self.name == "swa" and self.start_epoch is None:
-            raise ConfigError("average.start_epoch is missing: the average swa needs it")
+            raise ConfigError(
+                "average.start_epoch is missing: swa needs the first epoch that is averaged, such "
+                "as 21"
+            )
 
     @property
     def given(self) -> dict[str, Any]:

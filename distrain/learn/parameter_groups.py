@@ -58,7 +58,8 @@ class ParameterGroup:
                 )
         if "params" in settings:
             raise ConfigError(
-                f"the parameter group {match!r} names params; they are those that match the pattern"
+                f"the parameter group {match!r} names params, which are those that match the "
+                "pattern: leave params out"
             )
         self.match, self.settings = match, settings
 

@@ -10,6 +10,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
+from distrain.checks import check_above_zero
 from distrain.config import Backend, ParallelConfig
 from distrain.errors import ConfigError, LostPeerError, UsageError
 from distrain.parallel.communicator import Alone, Communicator, TorchCommunicator
@@ -57,8 +58,10 @@ def join(backend: Backend = "torch", timeout_s: float = ParallelConfig.timeout_s
 
     Raises:
         UsageError: the rest of the environment is not there, or it is another backend's.
-        ConfigError: Horovod is asked for and is not installed, or there is no such backend.
+        ConfigError: Horovod is asked for and is not installed, there is no such backend, or the
+            time limit is none.
     """
+    check_above_zero("timeout_s", timeout_s)
     if backend == "horovod":
         return _join_horovod()
     if backend != "torch":

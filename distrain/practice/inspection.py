@@ -2,8 +2,9 @@
 
 A step that moves the weights by about a thousandth of their norm is a healthy one; far less, and
 nothing is learned there; far more, and what was learned is overwritten. Everything is computed
-from what each worker has anyway: the mean gradient, and the weights before and after the update.
-So it is the same at any number of workers, and nothing travels for it.
+from the mean gradient and the weights before and after the update, which each worker has anyway;
+of a sharded optimizer the gradient is brought together first. So it is the same at any number of
+workers.
 """
 
 import math

@@ -258,7 +258,7 @@ def test_an_average_that_cannot_be_is_refused(make: Callable[[], object], messag
             r"average\.decay is not for swa, which takes start_epoch, every_steps",
         ),
         ({"name": "ema", "start_epoch": 2}, r"average\.start_epoch is not for ema, which takes d"),
-        ({"name": "swa"}, r"average\.start_epoch is missing: the average swa needs it"),
+        ({"name": "swa"}, r"average\.start_epoch is missing: swa needs the first epoch"),
     ],
 )
 def test_a_table_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:

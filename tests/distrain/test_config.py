@@ -82,11 +82,11 @@ def training(**fields: object) -> object:
         ),
         (
             lambda: OptimizerConfig(nesterov=True),
-            "optimizer.nesterov needs optimizer.momentum above 0",
+            "give a momentum above 0, or leave nesterov out",
         ),
         (
             lambda: OptimizerConfig(nesterov=True, momentum=0.0),
-            "optimizer.nesterov needs optimizer.momentum above 0",
+            "give a momentum above 0, or leave nesterov out",
         ),
         (lambda: ScheduleConfig(name="cosin"), r"schedule.name is 'cosin'.*did you mean cosine\?"),
         (

@@ -178,7 +178,10 @@ def test_a_pattern_behind_one_that_takes_all_is_refused() -> None:
         (lambda: ParameterGroup("a", lr=-0.1), "has lr = -0.1; give a finite number"),
         (lambda: ParameterGroup("a", lr="fast"), "has lr = 'fast'; give a finite number"),
         (lambda: ParameterGroup("a", weight_decay=float("nan")), "has weight_decay = nan; give"),
-        (lambda: ParameterGroup("a", params=[]), "names params; they are those that match"),
+        (
+            lambda: ParameterGroup("a", params=[]),
+            "which are those that match the pattern: leave params out",
+        ),
     ],
 )
 def test_a_group_that_cannot_be_is_refused(make: Callable[[], object], message: str) -> None:

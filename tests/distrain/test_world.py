@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import distributed
 
-from distrain.errors import ExitCode, UsageError
+from distrain.errors import ConfigError, ExitCode, UsageError
 from distrain.parallel import world
 from distrain.parallel.communicator import Alone, TorchCommunicator
 
@@ -136,3 +136,9 @@ def test_nccl_is_taken_where_every_local_worker_has_a_gpu_of_its_own(
     with pytest.raises(InterruptedError):
         world.join(timeout_s=7)
     assert chosen == [backend]
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1.0, float("nan")])
+def test_a_time_limit_that_no_exchange_keeps_is_refused(timeout_s: float) -> None:
+    with pytest.raises(ConfigError, match=r"timeout_s is .*; it must be above 0"):
+        world.join(timeout_s=timeout_s)

@@ -136,7 +136,10 @@ def test_75_for_a_run_that_was_stopped(digits: Path, tmp_path: Path) -> None:
 def test_78_for_a_job_that_contradicts_itself(distrain: Run, tmp_path: Path) -> None:
     done = distrain("train", JOB, "--optimizer.momentum", 0, cwd=tmp_path)
     assert done.returncode == 78
-    said = "distrain: optimizer.nesterov needs optimizer.momentum above 0"
+    said = (
+        "distrain: optimizer.nesterov is true and optimizer.momentum is 0.0; give a momentum "
+        "above 0, or leave nesterov out"
+    )
     assert done.stderr.strip() == said
     assert list(tmp_path.iterdir()) == []
 

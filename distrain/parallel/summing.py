@@ -66,6 +66,14 @@ class SumOptions:
             raise ConfigError(f"part_words is {self.part_words}; give a multiple of {NORM_BLOCK}")
 
 
+def travelling_parts(num_words: int, world_size: int, options: SumOptions) -> tuple[range, ...]:
+    """The parts in which so long a gradient travels; none where it travels whole."""
+    most = options.whole_words
+    if most is None:
+        most = WHOLE_WORDS_OF_TWO if world_size == 2 else WHOLE_WORDS
+    return gradient_parts(num_words, most, options.part_words)
+
+
 @dataclass(frozen=True)
 class Summed:
     """A step's total, the same on every worker.
@@ -112,10 +120,7 @@ class StepSum:
         self._is_sharded = options.shard_optimizer and world.size > 1
         self._refuses = options.shard_optimizer
         self._part_words = options.part_words
-        most = options.whole_words
-        if most is None:
-            most = WHOLE_WORDS_OF_TWO if world.size == 2 else WHOLE_WORDS
-        self._parts = gradient_parts(num_words, most, options.part_words)
+        self._parts = travelling_parts(num_words, world.size, options)
         self._reduction = TreeReduction(
             self.layout,
             world.communicator,

@@ -2,18 +2,20 @@
 
 One small CNN on digits, 64 samples a worker, momentum and clipping by norm, in one process group:
 
-    distrain        Trainer.fit, from memory-mapped shards, with its ledger and prefetching
-    ddp_loader      DDP + DataLoader + DistributedSampler: the loop that people write
-    ddp_by_hand     DDP over plain index_select with a fused optimizer: the best by hand
-    lightning       Lightning's Trainer, barebones
-    fabric          Lightning Fabric
-    accelerate      Hugging Face Accelerate
+    distrain            Trainer.fit, from memory-mapped shards, with its ledger and prefetching
+    distrain_sharded    the same, each worker updating its share of the weights
+    ddp_loader          DDP + DataLoader + DistributedSampler: the loop that people write
+    ddp_by_hand         DDP over plain index_select with a fused optimizer: the best by hand
+    ddp_zero            the same with ZeroRedundancyOptimizer
+    lightning           Lightning's Trainer, barebones
+    fabric              Lightning Fabric
+    accelerate          Hugging Face Accelerate
 
 All see standardised float32 images; none draws a progress bar or writes files. A first round, that
 is not measured, proves of each variant that it learns, and from all samples. The rounds are
 interleaved, each beginning with another variant. The clock runs for `fit` or the loop, not for the
 making of trainers, models and loaders. Reported are samples/s and, by round, the ratio to each
-peer.
+peer, and of the sharded ones to each other.
 
     pip install -e '.[bench]'      for the last three; one that is not there is left out, and said
     python -m benchmarks.step_overhead [--workers 2] [--rounds 7] [--epochs 20]
@@ -29,7 +31,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -60,10 +62,12 @@ from distrain.numerics import fix_kernels
 from distrain.parallel import world as worlds
 from launch.local import run_workers
 
-OURS = "distrain"
+OURS, SHARDED, ZERO = "distrain", "distrain_sharded", "ddp_zero"
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
-def by_distrain(data: Dataset, world_size: int) -> Variant:
+def by_distrain(data: Dataset, world_size: int, *, sharded: bool = False) -> Variant:
     batch = PER_WORKER * world_size
 
     def prepare(epochs: int) -> Training:
@@ -74,6 +78,7 @@ def by_distrain(data: Dataset, world_size: int) -> Variant:
             inputs="image",
             target="label",
             clip_norm=CLIP_NORM,
+            shard_optimizer=sharded,
             deterministic=False,
             progress=False,
         )
@@ -91,6 +96,10 @@ def by_distrain(data: Dataset, world_size: int) -> Variant:
         return train
 
     return prepare
+
+
+def by_sharded(data: Dataset, world_size: int) -> Variant:
+    return by_distrain(data, world_size, sharded=True)
 
 
 def step(
@@ -126,14 +135,26 @@ def by_ddp_loader(data: Dataset, world_size: int) -> Variant:
     return prepare
 
 
-def by_ddp_by_hand(data: Dataset, world_size: int) -> Variant:
+def zero(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """`fused_sgd`, of which each worker holds a share."""
+    # Importing it warns of torch.jit.script, which torch 2.13 itself has deprecated.
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # noqa: PLC0415
+
+    return ZeroRedundancyOptimizer(
+        parameters, torch.optim.SGD, lr=LR, momentum=MOMENTUM, fused=True
+    )
+
+
+def by_ddp_by_hand(
+    data: Dataset, world_size: int, make_optimizer: MakeOptimizer = fused_sgd
+) -> Variant:
     images, labels = tensors(data)
     rank = worlds.join().rank
     batch = PER_WORKER * world_size
 
     def prepare(epochs: int) -> Training:
         model = DistributedDataParallel(build_net(), gradient_as_bucket_view=True)
-        optimizer = fused_sgd(model.parameters())
+        optimizer = make_optimizer(model.parameters())
 
         def train() -> Trained:
             seen = 0
@@ -151,10 +172,16 @@ def by_ddp_by_hand(data: Dataset, world_size: int) -> Variant:
     return prepare
 
 
+def by_zero(data: Dataset, world_size: int) -> Variant:
+    return by_ddp_by_hand(data, world_size, zero)
+
+
 VARIANTS: Mapping[str, MakeVariant] = {
     OURS: by_distrain,
+    SHARDED: by_sharded,
     "ddp_loader": by_ddp_loader,
     "ddp_by_hand": by_ddp_by_hand,
+    ZERO: by_zero,
 }
 
 PEERS = {
@@ -218,6 +245,10 @@ def measure(
 def report(
     found: Mapping[str, Sequence[float]], losses: Mapping[str, float], workers: int, epochs: int
 ) -> dict[str, object]:
+    sharded: dict[str, object] = {}
+    if SHARDED in found and ZERO in found:
+        ratio = spread(ratios(found[SHARDED], found[ZERO]))
+        sharded = {f"ratio_of_{SHARDED}_to_{ZERO}": ratio}
     return {
         "config": {
             "workers": workers,
@@ -234,6 +265,7 @@ def report(
             for name, speeds in found.items()
             if name != OURS
         },
+        **sharded,
         "loss_reached": {name: round(loss, 4) for name, loss in losses.items()},
         **conditions(sorted({PEERS[name][0] for name in found if name in PEERS})),
     }

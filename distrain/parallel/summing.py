@@ -128,6 +128,11 @@ def _sent_bytes(
     return sent
 
 
+def travelling_parts(num_words: int, world_size: int, options: SumOptions) -> tuple[range, ...]:
+    """The parts in which so long a gradient travels; none where it travels whole."""
+    return gradient_parts(num_words, options.most_whole(world_size), options.part_words)
+
+
 @dataclass(frozen=True)
 class Summed:
     """A step's total, the same on every worker.
@@ -175,7 +180,7 @@ class StepSum:
         self._is_sharded = options.shard_optimizer and world.size > 1
         self._refuses = options.shard_optimizer
         self._part_words = options.part_words
-        self._parts = gradient_parts(num_words, options.most_whole(world.size), options.part_words)
+        self._parts = travelling_parts(num_words, world.size, options)
         self._reduction = TreeReduction(
             self.layout,
             world.communicator,

@@ -17,7 +17,7 @@ from distrain.coordinator.run_layout import steps_in
 from distrain.parallel.world import join
 from tests.conftest import ROOT, clean_environment
 
-BY_HAND = {"ddp_loader", "ddp_by_hand"}
+WITHOUT_EXTRAS = {"distrain_sharded", "ddp_loader", "ddp_by_hand", "ddp_zero"}
 
 
 def run(tmp_path: Path, module: str, *options: object) -> Any:
@@ -43,7 +43,7 @@ def assert_conditions_are_stated(found: Any) -> None:
 
 def test_step_overhead_reports_ratios_to_each_peer_that_is_installed(tmp_path: Path) -> None:
     found = run(tmp_path, "step_overhead", "--rounds", 2, "--epochs", 2)
-    peers = BY_HAND | {
+    peers = WITHOUT_EXTRAS | {
         name
         for name, (package, _) in step_overhead.PEERS.items()
         if importlib.util.find_spec(package)
@@ -51,7 +51,8 @@ def test_step_overhead_reports_ratios_to_each_peer_that_is_installed(tmp_path: P
     assert set(found["samples_per_s"]) == {"distrain", *peers}
     assert all(speed > 0 for speed in found["samples_per_s"].values())
     assert set(found["ratio_of_distrain_to"]) == peers
-    for ratio in found["ratio_of_distrain_to"].values():
+    sharded = found["ratio_of_distrain_sharded_to_ddp_zero"]
+    for ratio in (*found["ratio_of_distrain_to"].values(), sharded):
         assert ratio["n"] == 2
         assert ratio["min"] <= ratio["median"] <= ratio["max"]
     assert found["config"]["workers"] == 2

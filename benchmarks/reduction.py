@@ -74,20 +74,12 @@ class Case:
 
 
 class Group(TorchCommunicator):
-    """All workers on gloo; `another` is the same one each time, so that rounds leave none behind.
+    """All workers on gloo; `at_once` has whole payloads travel by one all-gather."""
 
-    Attributes:
-        second: What `another` gives.
-    """
-
-    def __init__(self, second: TorchCommunicator, *, at_once: bool = False) -> None:
-        """Of the default group; `at_once` has whole payloads travel by one all-gather."""
+    def __init__(self, *, at_once: bool = False) -> None:
+        """Of the default group."""
         super().__init__()
-        self.second, self.gathers_at_once = second, at_once
-
-    def another(self) -> TorchCommunicator:
-        """The second group."""
-        return self.second
+        self.gathers_at_once = at_once
 
 
 class SharesAlone(SharedTransport):
@@ -153,11 +145,11 @@ def by_tree(name: str, case: Case, group: Group) -> Contestant:
         parts = travelling_parts(case.num_floats, case.workers, SumOptions())
     elif name == "shares":
         parts = gradient_parts(case.num_floats, 0, PART_WORDS)
-    communicator = Group(group.second, at_once=True) if name == "all_gather" else group
+    communicator = Group(at_once=True) if name == "all_gather" else group
     layout = PayloadLayout(0, 0, 0, case.num_floats, num_flags=len(Flag) * case.workers)
     reduction = TreeReduction(layout, communicator, torch.device("cpu"), parts=parts)
     if name == "shares":
-        reduction.shared = SharesAlone(group.second)
+        reduction.shared = SharesAlone(group.another("parts"))
     flags = [0] * len(Flag)
     return Contestant(
         lambda: filled(reduction, case.num_leaves), lambda: reduction.sum(flags).gradient
@@ -362,7 +354,7 @@ def join(store: Path, *, with_horovod: bool) -> Group:
     distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(size)
     )
-    return Group(TorchCommunicator().another())
+    return Group()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

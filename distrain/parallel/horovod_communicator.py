@@ -112,7 +112,9 @@ def _done(begin: Callable[[], int]) -> Any:
     try:
         return hvd.synchronize(begin())
     except HorovodInternalError as error:
-        raise LostPeerError(f"Horovod: {error}") from error
+        raise LostPeerError(
+            f"the connection to another worker was lost; did it end early? (Horovod: {error})"
+        ) from error
 
 
 def _words(tensor: torch.Tensor) -> torch.Tensor:

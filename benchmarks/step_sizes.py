@@ -39,6 +39,7 @@ from distrain.parallel.split import GlobalBatch
 from distrain.parallel.summing import SumOptions
 from distrain.parallel.world import World
 from distrain.step import TrainingStep
+from distrain.step_settings import StepSettings
 from distrain.update import Clip
 from launch.local import run_workers
 
@@ -91,13 +92,15 @@ def by_distrain(num_parameters: int, world: World, *, sharded: bool = False) -> 
         run,
         MetricSet((), 0),
         world,
-        target="y",
-        seed=0,
+        StepSettings(
+            target="y",
+            seed=0,
+            schedule=Constant(),
+            clip=Clip(),
+            sums=SumOptions(shard_optimizer=sharded),
+        ),
         global_batch=batch,
-        schedule=Constant(),
-        clip=Clip(),
         rows_at=lambda _epoch, _start, _stop: torch.zeros(0, dtype=torch.int64).numpy(),
-        options=SumOptions(shard_optimizer=sharded),
     )
     columns = samples(world)
     number = 0

@@ -9,9 +9,12 @@ import torch
 from data_pipeline.dataset import Dataset
 from data_pipeline.random import DRAWS_VERSION
 from data_pipeline.recipe import Recipe
-from distrain.describe import describe
+from distrain.describe import describe, described
+from distrain.micro_batch_work import MicroBatchWork
 from distrain.parallel.replicas import weights_digest
 from distrain.parallel.split import BatchPlan
+from distrain.reading import Reading
+from distrain.step_settings import StepSettings
 
 
 def run_identity(
@@ -38,6 +41,21 @@ def run_identity(
         "micro_batch": plan.micro_batch,
         "last_batch": plan.last_batch,
     }
+
+
+def settings_identity(work: MicroBatchWork, reading: Reading, step: StepSettings) -> dict[str, Any]:
+    """The part that comes from what is done with a micro-batch, and with a step."""
+    return {
+        "seed": step.seed,
+        "inputs": work.inputs,
+        "target": work.target,
+        "prepare": [describe(transform) for transform in reading.prepare],
+        "standardize": reading.standardize,
+        "loss": work.loss.description,
+        **work.precision.settings(),
+        "gradient_dtype": step.sums.gradient_dtype,
+        "batch_norm": step.batch_norm,
+    } | described(micro_batch_step=work.own, schedule=step.schedule, clip=step.clip)
 
 
 def describe_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> str:

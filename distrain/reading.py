@@ -11,13 +11,17 @@ from distrain.micro_batch_work import MicroBatchWork
 
 
 class Reading:
-    """Scaling and preparation, as the training part has fitted them."""
+    """Scaling and preparation, as the training part has fitted them.
+
+    Attributes:
+        standardize: Whether inputs are scaled by the training part's mean and deviation.
+    """
 
     def __init__(
         self, work: MicroBatchWork, seed: int, prepare: Sequence[Transform], *, standardize: bool
     ) -> None:
         """Nothing is fitted yet: until then a data set is scaled by its own statistics."""
-        self._work, self._seed, self._standardize = work, seed, standardize
+        self._work, self._seed, self.standardize = work, seed, standardize
         self._given = self._prepare = tuple(prepare)
         self._scaling: dict[str, Standardization] = {}
 
@@ -47,5 +51,5 @@ class Reading:
         )
 
     def _scaling_by(self, dataset: Dataset) -> dict[str, Standardization]:
-        found = standardization(dataset, self._work.inputs, scaled=self._standardize)
+        found = standardization(dataset, self._work.inputs, scaled=self.standardize)
         return {} if found is None else {self._work.inputs: found}

@@ -1,23 +1,18 @@
 """One global batch: its micro-batches' gradients, their sum, clipping, the update."""
 
 import math
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import torch
 
 from distrain.blame import Mark, RowsAt, new_marks, non_finite
 from distrain.coordinator.ledger import Ledger, LedgerTotals
 from distrain.coordinator.metrics import MetricSet
-from distrain.errors import ConfigError, NonFiniteError, ProgramError
+from distrain.errors import NonFiniteError, ProgramError
 from distrain.learn.averaging import AveragedWeights
 from distrain.learn.loss_scale import LossScale
-from distrain.learn.schedules import Schedule
 from distrain.micro_batch import (
     Columns,
     MicroBatchResult,
@@ -33,15 +28,13 @@ from distrain.parallel.payload import Payload
 from distrain.parallel.running_statistics import RunningStatistics
 from distrain.parallel.split import GlobalBatch
 from distrain.parallel.state_check import StateCheck
-from distrain.parallel.summing import Flag, Group, Sent, StepSum, SumOptions
+from distrain.parallel.summing import Flag, Group, Sent, StepSum
 from distrain.parallel.sync_batch_norm import SynchronizedNorms
 from distrain.parallel.world import World
 from distrain.practice.inspection import Inspection, Inspector
-from distrain.update import Clip, WeightUpdate
-
-_LOOK_AGAIN_S = 0.01
-_IN_BETWEEN = -2
-"""Steps done while weights and statistics move; for good, where that has failed."""
+from distrain.standing import StandingState
+from distrain.step_settings import StepSettings
+from distrain.update import WeightUpdate
 
 
 def _nothing() -> Mapping[Flag, int]:
@@ -72,10 +65,6 @@ class StepResult:
     skipped: bool = False
 
 
-class NotAtRestError(ProgramError):
-    """The weights are neither those before a step nor those after it."""
-
-
 class TrainingStep:
     """Computes this worker's micro-batches, sums over all, and moves the weights."""
 
@@ -86,43 +75,33 @@ class TrainingStep:
         micro_batch_step: MicroBatchStep,
         metrics: MetricSet,
         world: World,
+        settings: StepSettings,
         *,
-        target: str,
-        seed: int,
         global_batch: int,
-        schedule: Schedule,
-        clip: Clip,
         rows_at: RowsAt,
-        options: SumOptions = SumOptions(),  # noqa: B008 - it is frozen
         average: AveragedWeights | None = None,
-        batch_norm: Literal["micro", "sync"] = "micro",
-        inspect_every: int | None = None,
-        check_every: int | None = None,
-        scales_loss: bool = False,
     ) -> None:
         """Lays out gradients and ledger for the model as it is now.
 
         `rows_at(epoch, start, stop)` names the samples at some positions, for error messages.
         `average` is kept up with the weights.
-        `batch_norm` says whose statistics normalise: a micro-batch's, or the global batch's.
         """
-        self._moving, self._steps_done = threading.Lock(), -1
         self._model, self._run = model, micro_batch_step
-        self._world, self._target, self._seed = world, target, seed
+        self._world, self._settings = world, settings
         self._divisor, self._rows_at = float(global_batch), rows_at
-        self.average = average or AveragedWeights(model, None)
-        self._scales_loss, self._loss_scale, self._is_spent = scales_loss, 1.0, False
+        self._loss_scale, self._is_spent = 1.0, False
         gradients = FlatGradients(model)
-        if batch_norm not in ("micro", "sync"):
-            raise ConfigError(f'batch_norm is {batch_norm!r}; give "micro" or "sync"')
-        self._statistics = RunningStatistics(model, synchronized=batch_norm == "sync")
+        synchronized = settings.batch_norm == "sync"
+        self._statistics = RunningStatistics(model, synchronized=synchronized)
+        self.average = average or AveragedWeights(model, None)
+        self.standing = StandingState(model, self._statistics, self.average)
         self._norms: SynchronizedNorms | None = None
-        if batch_norm == "sync" and self._statistics.has_batch_norm:
+        if synchronized and self._statistics.has_batch_norm:
             self._norms = SynchronizedNorms(model, world.communicator, world.device)
         self._ledger = Ledger(metrics, num_parameters=len(gradients.names))
         self._sum = StepSum(
             gradients,
-            options,
+            settings.sums,
             world,
             num_float64=self._ledger.num_float64,
             num_int64=self._ledger.num_int64,
@@ -131,11 +110,16 @@ class TrainingStep:
         ownership = self._sum.ownership(optimizer)
         self._guard = ForwardGuard(model, self._statistics.covered)
         self.update = WeightUpdate(
-            optimizer, ownership, schedule, clip, seed=seed, device=world.device
+            optimizer,
+            ownership,
+            settings.schedule,
+            settings.clip,
+            seed=settings.seed,
+            device=world.device,
         )
-        replicated = None if options.shard_optimizer else optimizer
-        self.check = StateCheck(model, replicated, world, check_every)
-        self._inspector = Inspector(gradients.names, gradients.parameters, inspect_every)
+        replicated = None if settings.sums.shard_optimizer else optimizer
+        self.check = StateCheck(model, replicated, world, settings.check_every)
+        self._inspector = Inspector(gradients.names, gradients.parameters, settings.inspect_every)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -172,9 +156,9 @@ class TrainingStep:
             NonFiniteError: on all workers alike; the weights are those before the step.
         """
         digest = self.check.word(batch.step)
-        scaling = (loss_scale or LossScale()) if self._scales_loss else None
+        scaling = (loss_scale or LossScale()) if self._settings.scales_loss else None
         self._loss_scale = 1.0 if scaling is None else scaling.scale
-        with self._moving:  # from here on the running statistics move with each micro-batch
+        with self.standing.held():  # running statistics move with each micro-batch from here on
             self._statistics.begin()
         self._guard.begin()
         owned = self._sum.begin(batch.num_micro_batches)
@@ -207,66 +191,21 @@ class TrainingStep:
         self._inspector.before(batch.step, partial(self.update.ownership.whole, summed.gradient))
         self.update.clip(summed.gradient, norm)
         lr = self.update.set_learning_rate(batch.step)
-        with self._moving:
-            self._steps_done = _IN_BETWEEN
+        with self.standing.moving_to(batch.step + 1):
             self._statistics.apply(summed.total.float32)
             if self._norms is not None:
                 self._norms.apply()
             self.update.move(batch.step, summed.gradient, totals.present)
             self.average.update(batch.step + 1)
-            self._steps_done = batch.step + 1
         looked = self._inspector.after()
         return StepResult(batch, totals, norm, lr, summed.flags, looked, scaling)
 
     def _skip(self, batch: GlobalBatch) -> float:
         """Counts a step that moves nothing; gives its learning rate."""
         self._sum.gradients.clear()
-        with self._moving:
+        with self.standing.moving_to(batch.step + 1):
             self._statistics.restore()
-            self._steps_done = batch.step + 1
         return self.update.set_learning_rate(batch.step)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The model holds the average meanwhile, where there is one; `at_rest` is not misled."""
-        with self._moving:
-            self.average.exchange()
-        try:
-            yield
-        finally:
-            with self._moving:
-                self.average.exchange()
-
-    @contextmanager
-    def at_rest(
-        self, steps_done: Callable[[], int], within_s: float
-    ) -> Iterator[Mapping[str, torch.Tensor]]:
-        """Keeps another thread's hands off the weights; the model's state after the last step.
-
-        Args:
-            steps_done: What the rest of the run's state stands at: it is waited for until it
-                agrees with the weights, which move a moment earlier.
-            within_s: So long is waited for an update to end, and for that.
-
-        Raises:
-            NotAtRestError: an update does not end, or has failed in the middle.
-        """
-        end = time.monotonic() + within_s
-        while self._moving.acquire(timeout=max(0.0, end - time.monotonic())):
-            try:
-                if self._steps_done == steps_done():
-                    standing = self._statistics.standing() | self.average.standing()
-                    yield {
-                        name: standing.get(id(tensor), tensor.detach())
-                        for name, tensor in self._model.state_dict(keep_vars=True).items()
-                    }
-                    return
-                if self._steps_done == _IN_BETWEEN or time.monotonic() > end:
-                    break
-            finally:
-                self._moving.release()
-            time.sleep(_LOOK_AGAIN_S)
-        raise NotAtRestError("an update of the weights has failed or does not end")
 
     def _leaves(
         self, batch: GlobalBatch, owned: range, columns: Columns
@@ -300,7 +239,7 @@ class TrainingStep:
                     weight=weight,
                     num_samples=stop - start,
                     outputs=outputs,
-                    target=sample.get(self._target),
+                    target=sample.get(self._settings.target),
                 )
             yield micro_batch, leaf
 
@@ -334,7 +273,8 @@ class TrainingStep:
         if module is self._model:
             self._sum.gradients.clear()
         self._statistics.restore()
-        seed_generators(micro_batch_seed(self._seed, batch.step, micro_batch), self._world.device)
+        seed = micro_batch_seed(self._settings.seed, batch.step, micro_batch)
+        seed_generators(seed, self._world.device)
         try:
             loss_sum, weight, outputs = checked_result(self._run(module, sample))
             check_loss(loss_sum)

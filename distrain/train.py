@@ -64,7 +64,7 @@ class TrainingLoop:
                 check_finite(self.model, state.step)
                 rate = seen / (time.monotonic() - began)
                 scores = state.totals.scores(metrics)
-                with parts.step.averaged():
+                with parts.step.standing.averaged():
                     if parts.evaluate is not None:
                         scores |= parts.evaluate(self.raised).scores(metrics, prefix="val_")
                     epoch, seconds = state.step // steps_per_epoch, time.monotonic() - began

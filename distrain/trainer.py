@@ -21,13 +21,10 @@ from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.coordinator.history import History
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.metrics import MetricSet
-from distrain.coordinator.recorded_run import open_recording
-from distrain.coordinator.recording import Recording
-from distrain.coordinator.stops import WATCHED, StopAskedError, StopWatch
-from distrain.describe import describe, described
+from distrain.describe import described
 from distrain.errors import ConfigError
 from distrain.evaluate import Evaluation
-from distrain.identity import describe_optimizer, run_identity
+from distrain.identity import describe_optimizer, run_identity, settings_identity
 from distrain.learn.averaging import Average, AveragedWeights
 from distrain.learn.losses import SummedLoss, refuse_trainable
 from distrain.learn.optimizers import OptimizerFactory, checked_optimizer
@@ -43,7 +40,8 @@ from distrain.parallel.summing import SumOptions
 from distrain.precision import make_precision
 from distrain.reading import Reading
 from distrain.step import TrainingStep
-from distrain.train import TrainingLoop
+from distrain.step_settings import StepSettings
+from distrain.training_run import RunSettings, TrainingRun
 from distrain.update import Clip
 
 
@@ -146,13 +144,13 @@ class Trainer:
             UsageError: the environment describes no group, half a group, or another backend's.
             ConfigError: the model or the loss can't keep the promise; the message names why.
         """
-        self._saves = run is not None and checkpoint is not None
+        saves = run is not None and checkpoint is not None
         check_arguments(
             metrics=metrics,
             groups=groups,
             average=average,
             max_time_s=max_time_s,
-            saves=self._saves,
+            saves=saves,
         )
         self._world = worlds.join(backend, timeout_s)
         self._fix_kernels = partial(fix_kernels, compute_threads, deterministic=deterministic)
@@ -174,33 +172,35 @@ class Trainer:
             decay_norms_and_biases=decay_norms_and_biases,
         )
         self._inputs, self._target, self._seed = inputs, target, seed
-        self._metrics, self._schedule = tuple(metrics), schedule or Constant()
-        self._clip, self._early_stopping = Clip(clip_value, clip_norm), early_stopping
-        self._sum = SumOptions(shard_optimizer=shard_optimizer, gradient_dtype=gradient_dtype)
-        self._average, self._batch_norm = average, batch_norm
+        self._metrics, self._average = tuple(metrics), average
         self._reading = Reading(self._work, seed, prepare, standardize=standardize)
-        self._looks = {"inspect_every": inspect_every, "check_every": check_every}
-        self._folder, self._fresh, self._progress, self._job = run, fresh, progress, job or {}
-        self._checkpoint, self._max_time_s, self._grace_s = checkpoint, max_time_s, grace_s
-        self._settings = {
-            "seed": seed,
-            "inputs": inputs,
-            "target": target,
-            "prepare": [describe(transform) for transform in self._reading.prepare],
-            "standardize": standardize,
-            "loss": summed.description,
-            **forward.settings(),
-            "gradient_dtype": gradient_dtype,
-            "batch_norm": batch_norm,
+        self._step_settings = StepSettings(
+            target=target,
+            seed=seed,
+            schedule=schedule or Constant(),
+            clip=Clip(clip_value, clip_norm),
+            sums=SumOptions(shard_optimizer=shard_optimizer, gradient_dtype=gradient_dtype),
+            batch_norm=batch_norm,
+            scales_loss=forward.scales_loss,
+            inspect_every=inspect_every,
+            check_every=check_every,
+        )
+        self._rules = (early_stopping, checkpoint)
+        self._run_settings = RunSettings(
+            folder=run,
+            fresh=fresh,
+            show=progress,
+            job=job or {},
+            checkpoint=checkpoint if saves else None,
+            early_stopping=early_stopping,
+            max_time_s=max_time_s,
+            grace_s=grace_s,
+        )
+        self._settings = settings_identity(self._work, self._reading, self._step_settings) | {
             "compute_threads": compute_threads,
             "deterministic": deterministic,
-        } | described(
-            micro_batch_step=micro_batch_step,
-            schedule=self._schedule,
-            clip=self._clip,
-            average=average,
-            early_stopping=early_stopping,
-        )
+            **described(average=average, early_stopping=early_stopping),
+        }
 
     @property
     def rank(self) -> int:
@@ -265,40 +265,11 @@ class Trainer:
             sampling=sampling,
             verify=verify,
         )
-        plan, step = parts.plan, parts.step
-        last = epochs * plan.steps_per_epoch
-        step.average.check(last)
         identity = self._settings | run_identity(
-            self.model, plan, parts.recipe, train=train, validation=validation
+            self.model, parts.plan, parts.recipe, train=train, validation=validation
         )
-        with open_recording(
-            self._world, self._folder, identity, self._job, fresh=self._fresh, show=self._progress
-        ) as recording:
-            if recording.is_finished(epochs):
-                return recording.load_result(self.model)
-            state, best = recording.take_up(self.model, step, last)
-            recording.begin(plan, epochs, self._checkpoint if self._saves else None)
-            with self._stop_watch(recording, step) as watch:
-                with parts.batches(range(state.step, last), prefetch, threads) as batches:
-                    loop = TrainingLoop(
-                        model=self.model,
-                        parts=parts,
-                        batches=batches,
-                        early_stopping=self._early_stopping,
-                        recording=recording,
-                        raised=lambda: watch.flag,
-                    )
-                    try:
-                        best = loop.run(state, best, last)
-                    except StopAskedError as asked:
-                        watch.handled()
-                        recording.stop(asked, self.model, step.update.ownership)
-                watch.handled()
-                if best:
-                    self.model.load_state_dict(best)
-                else:
-                    step.average.exchange()
-                return recording.finish(self.model, restored=bool(best))
+        run = TrainingRun(self.model, parts, self._run_settings)
+        return run.to_end(identity, epochs, prefetch=prefetch, threads=threads)
 
     def assemble(
         self,
@@ -320,7 +291,7 @@ class Trainer:
         plan.check_world_size(self._world.size)
         self._reading.fit(train)
         metrics = self._work.metric_set(self._metrics, train)
-        for rule in (self._early_stopping, self._checkpoint):
+        for rule in self._rules:
             if rule is not None:
                 rule.check(measured(metrics, validation))
         datasets = (train,) if validation is None else (train, validation)
@@ -368,15 +339,6 @@ class Trainer:
             dataset, self._reading.recipe(dataset), metrics, target=self._target
         )
 
-    def _stop_watch(self, recording: Recording, step: TrainingStep) -> StopWatch:
-        """Watches for signals where there is something to save, on every rank alike."""
-        return StopWatch(
-            self._grace_s,
-            self._max_time_s,
-            lambda reason: recording.save_unfinished(reason, step),
-            signals=WATCHED if self._saves else (),
-        )
-
     def _training_step(
         self, optimizer: Optimizer, plan: BatchPlan, metrics: MetricSet, sampling: Sampling
     ) -> TrainingStep:
@@ -386,15 +348,8 @@ class Trainer:
             self._work.step,
             metrics,
             self._world,
-            target=self._target,
-            seed=self._seed,
+            self._step_settings,
             global_batch=plan.global_batch,
-            schedule=self._schedule,
-            clip=self._clip,
-            average=AveragedWeights(self.model, self._average, plan.steps_per_epoch),
             rows_at=lambda epoch, start, stop: sampling.order(epoch).rows(start, stop),
-            options=self._sum,
-            batch_norm=self._batch_norm,
-            **self._looks,
-            scales_loss=self._work.precision.scales_loss,
+            average=AveragedWeights(self.model, self._average, plan.steps_per_epoch),
         )

@@ -278,7 +278,7 @@ class Recording:
                 model: Mapping[str, torch.Tensor] | None = None
                 optimizer: OptimizerState = {}, {}
                 if self._state.step > self._taken_up_at:
-                    rest = training_step.at_rest(lambda: self._state.step, AT_REST_S)
+                    rest = training_step.standing.at_rest(lambda: self._state.step, AT_REST_S)
                     model = stack.enter_context(rest)
                     optimizer = ownership.optimizer_state(apart=True)
                 if self._keeper is None:

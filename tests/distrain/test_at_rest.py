@@ -12,11 +12,14 @@ import torch
 from torch import nn
 
 from distrain.coordinator.metrics import MetricSet
+from distrain.learn.averaging import Average, AveragedWeights
 from distrain.micro_batch import Columns, MicroBatchResult
 from distrain.parallel.communicator import Alone
 from distrain.parallel.split import BatchPlan
 from distrain.parallel.world import World
-from distrain.step import NotAtRestError, TrainingStep
+from distrain.standing import NotAtRestError
+from distrain.step import TrainingStep
+from distrain.step_settings import StepSettings
 from distrain.update import Clip
 
 CPU = torch.device("cpu")
@@ -103,7 +106,7 @@ class StoppingAdam(torch.optim.Adam):
 class Training:
     """Steps over a net, each step's state being kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, average: Average | None = None) -> None:
         self.model = net()
         self.optimizer = StoppingAdam(self.model.parameters())
         self.step = TrainingStep(
@@ -112,12 +115,10 @@ class Training:
             run,
             MetricSet((), 0),
             World(Alone(), CPU),
-            target="y",
-            seed=0,
+            StepSettings(target="y", seed=0, schedule=lambda _: 1.0, clip=Clip()),
             global_batch=16,
-            schedule=lambda _: 1.0,
-            clip=Clip(),
             rows_at=lambda _epoch, start, stop: np.arange(start, stop),
+            average=AveragedWeights(self.model, average),
         )
         self.after: list[State] = [copied(self.model.state_dict())]
 
@@ -141,7 +142,7 @@ class Training:
             doing.join(TIMEOUT_S)
 
     def read(self, steps_done: int) -> State:
-        with self.step.at_rest(lambda: steps_done, TIMEOUT_S) as state:
+        with self.step.standing.at_rest(lambda: steps_done, TIMEOUT_S) as state:
             return copied(state)
 
 
@@ -161,7 +162,7 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         try:
-            with self._training.step.at_rest(self._asked, TIMEOUT_S) as state:
+            with self._training.step.standing.at_rest(self._asked, TIMEOUT_S) as state:
                 self.found = copied(state)
         except GivenUpError:
             pass
@@ -255,7 +256,7 @@ def test_in_mid_update_the_state_is_waited_for() -> None:
 
 def test_neither_weights_nor_statistics_move_while_the_state_is_held() -> None:
     training = Training().do(2)
-    with training.step.at_rest(lambda: 2, TIMEOUT_S) as state:
+    with training.step.standing.at_rest(lambda: 2, TIMEOUT_S) as state:
         doing = threading.Thread(target=training.do, args=(1,))
         doing.start()
         time.sleep(0.3)
@@ -292,7 +293,7 @@ def test_an_update_that_does_not_end_is_waited_for_so_long_and_no_longer() -> No
     with (
         training.held(gate),
         pytest.raises(NotAtRestError, match="does not end"),
-        training.step.at_rest(lambda: 3, within_s=0.2),
+        training.step.standing.at_rest(lambda: 3, within_s=0.2),
     ):
         raise AssertionError("the weights are those of no step")
 

@@ -276,15 +276,13 @@ def test_a_table_names_one_of_the_two_or_none() -> None:
 
 
 def averaging_training() -> Training:
-    training = Training()
-    training.step.average = AveragedWeights(training.model, EMA(0.5))
-    return training
+    return Training(EMA(0.5))
 
 
 def test_another_thread_reads_the_weights_while_the_average_stands_in_the_model() -> None:
     training = averaging_training().do(3)
     average = copied(training.step.average.state())
-    with training.step.averaged():
+    with training.step.standing.averaged():
         now = copied(training.model.state_dict())
         assert not equal(now, training.after[3])
         assert all(torch.equal(average[f"module.{name}"], now[name]) for name in now)
@@ -297,7 +295,7 @@ def test_another_thread_reads_the_weights_while_the_average_stands_in_the_model(
 
 def test_an_error_in_an_evaluation_leaves_the_weights_in_the_model() -> None:
     training = averaging_training().do(2)
-    with pytest.raises(KeyError), training.step.averaged():
+    with pytest.raises(KeyError), training.step.standing.averaged():
         raise KeyError
     assert equal(copied(training.model.state_dict()), training.after[2])
 
@@ -310,8 +308,8 @@ def test_the_average_is_never_read_apart_from_the_weights_that_it_goes_with() ->
     def read() -> None:
         while not stop.is_set():
             asked = len(training.after) - 1
-            with training.step.at_rest(lambda: len(training.after) - 1, 20.0):
-                number = training.step._steps_done
+            with training.step.standing.at_rest(lambda: len(training.after) - 1, 20.0):
+                number = training.step.standing.steps_done
                 if not equal(training.step.average.state(), undisturbed[number - 1]):
                     wrong.append(asked)
 
@@ -327,7 +325,7 @@ def test_the_average_is_never_read_apart_from_the_weights_that_it_goes_with() ->
 def test_without_an_average_nothing_is_kept_beside_the_model() -> None:
     training = Training().do(2)
     assert training.step.average.state() == {}
-    with training.step.averaged():
+    with training.step.standing.averaged():
         assert equal(copied(training.model.state_dict()), training.after[2])
 
 

@@ -170,7 +170,7 @@ def test_a_step_that_overflows_moves_nothing_and_counts_as_a_step() -> None:
                 assert all(map(torch.equal, momentum, after))
                 assert not math.isfinite(result.grad_norm)
                 assert scale == LossScale(32768.0, 0)
-                with parts.step.at_rest(lambda: 2, 1.0) as state:
+                with parts.step.standing.at_rest(lambda: 2, 1.0) as state:
                     assert all(
                         torch.equal(state[name], value)
                         for name, value in trainer.model.state_dict().items()

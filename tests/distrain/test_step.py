@@ -20,6 +20,7 @@ from distrain.parallel.replicas import weights_digest
 from distrain.parallel.split import BatchPlan
 from distrain.parallel.world import World
 from distrain.step import StepResult, TrainingStep
+from distrain.step_settings import StepSettings
 from distrain.update import Clip
 
 CPU = torch.device("cpu")
@@ -62,11 +63,10 @@ def make_step(
     **options: Any,
 ) -> TrainingStep:
     settings: dict[str, Any] = {
+        "target": "y",
+        "seed": 0,
         "schedule": lambda _: 1.0,
         "clip": Clip(),
-        "rows_at": row_numbers,
-        "seed": 0,
-        "target": "y",
         **options,
     }
     return TrainingStep(
@@ -75,8 +75,9 @@ def make_step(
         run or standard(nn.CrossEntropyLoss()),
         MetricSet(() if run else ("accuracy",), CLASSES),
         World(Alone(), CPU),
+        StepSettings(**settings),
         global_batch=global_batch,
-        **settings,
+        rows_at=row_numbers,
     )
 
 
@@ -332,11 +333,8 @@ def test_a_step_whose_weight_is_zero_has_no_loss_and_no_gradient() -> None:
         run,
         metrics,
         World(Alone(), CPU),
-        target="y",
-        seed=0,
+        StepSettings(target="y", seed=0, schedule=lambda _: 1.0, clip=Clip(norm=1.0)),
         global_batch=16,
-        schedule=lambda _: 1.0,
-        clip=Clip(norm=1.0),
         rows_at=row_numbers,
     )
     result = first_batch(step, columns)

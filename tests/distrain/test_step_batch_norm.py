@@ -19,6 +19,7 @@ from distrain.parallel.replicas import weights_digest
 from distrain.parallel.split import BatchPlan
 from distrain.parallel.world import World
 from distrain.step import TrainingStep
+from distrain.step_settings import StepSettings
 from distrain.update import Clip
 from tests.thread_workers import ThreadGroup, on_threads
 
@@ -71,13 +72,11 @@ def train(
         run,
         MetricSet((), 0),
         World(communicator, CPU),
-        target="y",
-        seed=0,
+        StepSettings(
+            target="y", seed=0, schedule=lambda _: 1.0, clip=Clip(), batch_norm=batch_norm
+        ),
         global_batch=16,
-        schedule=lambda _: 1.0,
-        clip=Clip(),
         rows_at=lambda epoch, start, stop: 1000 * (epoch + 1) + np.arange(start, stop),
-        batch_norm=batch_norm,
     )
     for number in range(num_steps):
         batch = BatchPlan(14, 16, 4).batch(number)

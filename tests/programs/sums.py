@@ -6,6 +6,7 @@ Usage: sums.py OUT.json [BACKEND]
 import json
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def train(
         backend=BACKEND,
         **settings,
     )
-    trainer._sum = options
+    trainer._step_settings = replace(trainer._step_settings, sums=options)
     history = trainer.fit(data, epochs=EPOCHS, global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH)
     return f"{weights_digest(trainer.model)} {[dict(record.scores) for record in history.epochs]}"
 

@@ -1,0 +1,99 @@
+"""A run on one worker: taken up where it stands, trained to its end or until it is stopped."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distrain.assembly import Assembly
+from distrain.coordinator.checkpointing import Checkpoint
+from distrain.coordinator.early_stopping import EarlyStopping
+from distrain.coordinator.history import History
+from distrain.coordinator.recorded_run import open_recording
+from distrain.coordinator.recording import Recording
+from distrain.coordinator.stops import WATCHED, StopAskedError, StopWatch
+from distrain.train import TrainingLoop
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What a run leaves, and what may end it; `Trainer` says what each of them is.
+
+    Attributes:
+        folder: None leaves no files.
+        job: Tables of a job file.
+        checkpoint: None where nothing is saved.
+    """
+
+    folder: str | Path | None = None
+    fresh: bool = False
+    show: bool = True
+    job: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+    early_stopping: EarlyStopping | None = None
+    max_time_s: float | None = None
+    grace_s: float = 30.0
+
+
+class TrainingRun:
+    """The parts of a training, and what is to become of it."""
+
+    def __init__(self, model: torch.nn.Module, parts: Assembly, settings: RunSettings) -> None:
+        """`model` holds the result in the end."""
+        self._model, self._parts, self._settings = model, parts, settings
+
+    def to_end(
+        self, identity: Mapping[str, Any], epochs: int, *, prefetch: int, threads: int
+    ) -> History:
+        """Trains what is left of so many epochs; a run that has ended already is loaded.
+
+        Raises:
+            StoppedError: the run was asked to stop, and everything is saved.
+        """
+        parts, settings = self._parts, self._settings
+        last = epochs * parts.plan.steps_per_epoch
+        parts.step.average.check(last)
+        with open_recording(
+            parts.world,
+            settings.folder,
+            identity,
+            settings.job,
+            fresh=settings.fresh,
+            show=settings.show,
+        ) as recording:
+            if recording.is_finished(epochs):
+                return recording.load_result(self._model)
+            state, best = recording.take_up(self._model, parts.step, last)
+            recording.begin(parts.plan, epochs, settings.checkpoint)
+            with self._stop_watch(recording) as watch:
+                with parts.batches(range(state.step, last), prefetch, threads) as batches:
+                    loop = TrainingLoop(
+                        model=self._model,
+                        parts=parts,
+                        batches=batches,
+                        early_stopping=settings.early_stopping,
+                        recording=recording,
+                        raised=lambda: watch.flag,
+                    )
+                    try:
+                        best = loop.run(state, best, last)
+                    except StopAskedError as asked:
+                        watch.handled()
+                        recording.stop(asked, self._model, parts.step.update.ownership)
+                watch.handled()
+                if best:
+                    self._model.load_state_dict(best)
+                else:
+                    parts.step.average.exchange()
+                return recording.finish(self._model, restored=bool(best))
+
+    def _stop_watch(self, recording: Recording) -> StopWatch:
+        """Watches for signals where there is something to save, on every rank alike."""
+        return StopWatch(
+            self._settings.grace_s,
+            self._settings.max_time_s,
+            lambda reason: recording.save_unfinished(reason, self._parts.step),
+            signals=WATCHED if self._settings.checkpoint is not None else (),
+        )

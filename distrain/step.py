@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -28,8 +28,9 @@ from distrain.parallel.payload import Payload
 from distrain.parallel.running_statistics import RunningStatistics
 from distrain.parallel.split import GlobalBatch
 from distrain.parallel.state_check import StateCheck
-from distrain.parallel.summing import Flag, Group, Sent, StepSum
+from distrain.parallel.summing import Flag, StepSum
 from distrain.parallel.sync_batch_norm import SynchronizedNorms
+from distrain.parallel.traffic import Group, Sent, sent_by
 from distrain.parallel.world import World
 from distrain.practice.inspection import Inspection, Inspector
 from distrain.standing import StandingState
@@ -133,7 +134,9 @@ class TrainingStep:
 
     def sent_bytes(self, num_micro_batches: int, group: Group | None = None) -> Sent:
         """What the busiest worker sends in a step of so many micro-batches: here, or of a group."""
-        return self._sum.sent_bytes(num_micro_batches, group)
+        group = group or Group.here(self._world.communicator)
+        layout = replace(self._sum.layout, num_flags=group.size * len(Flag))
+        return sent_by(group, layout, num_micro_batches, self._sum.options)
 
     @property
     def partial_sums(self) -> int:

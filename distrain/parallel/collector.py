@@ -44,10 +44,10 @@ class GradientCollector:
             ]
             for part in parts or (range(gradients.num_floats),)
         ]
-        self._part_of = [
-            [part for part, numbers in enumerate(self._parameters) if number in set(numbers)]
-            for number in range(len(gradients.spans))
-        ]
+        self._parts_of: list[list[int]] = [[] for _ in gradients.spans]
+        for part, numbers in enumerate(self._parameters):
+            for number in numbers:
+                self._parts_of[number].append(part)
         # A parameter that reaches into several parts is copied with the first that takes it.
         taken: set[int] = set()
         self._copied: list[list[int]] = []
@@ -91,7 +91,7 @@ class GradientCollector:
     def _accumulated(self, number: int) -> None:
         if not self._is_watching:
             return
-        for part in self._part_of[number]:
+        for part in self._parts_of[number]:
             if part < self._next:
                 self.was_late = True
             self._missing[part].discard(number)

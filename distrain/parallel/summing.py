@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
@@ -14,7 +14,6 @@ from distrain.parallel.gradients import FlatGradients, gradient_parts
 from distrain.parallel.ownership import Ownership, Replicated, Sharded, refuse_beyond_elements
 from distrain.parallel.payload import Payload, PayloadLayout
 from distrain.parallel.reduction import TreeReduction
-from distrain.parallel.route import gathered_words, split_words, whole_words
 from distrain.parallel.transport import SharedTransport
 from distrain.parallel.world import World
 
@@ -72,62 +71,6 @@ class SumOptions:
         return WHOLE_WORDS_OF_TWO if world_size == 2 else WHOLE_WORDS
 
 
-@dataclass(frozen=True)
-class Group:
-    """Workers that could exchange a step's sums.
-
-    Attributes:
-        size: How many.
-        local_size: Of each host.
-        at_once: What travels whole does so by one all-gather.
-    """
-
-    size: int
-    local_size: int
-    at_once: bool
-
-
-@dataclass(frozen=True)
-class Sent:
-    """Bytes of a step that the busiest worker sends: all, and those for unaligned ranges."""
-
-    num_bytes: int
-    unaligned: int
-
-
-def sent_by(group: Group, layout: PayloadLayout, num_leaves: int, options: SumOptions) -> Sent:
-    """What the busiest worker of a group sends; `layout` is that of its partial sums."""
-    all_of_it, aligned = (
-        _sent_bytes(group, layout, num_leaves, options, aligned=aligned)
-        for aligned in (False, True)
-    )
-    return Sent(all_of_it, all_of_it - aligned)
-
-
-def _sent_bytes(
-    group: Group, layout: PayloadLayout, num_leaves: int, options: SumOptions, *, aligned: bool
-) -> int:
-    if group.size == 1:
-        return 0
-    sizes = num_leaves, group.size
-    count = layout.num_gradient
-    sums, totals = split_words(count, *sizes, group.local_size, aligned=aligned)
-    in_parts = count > options.most_whole(group.size)
-    whole = (layout.head if in_parts else layout).num_bytes
-    if group.at_once:
-        sent = gathered_words(whole, *sizes, aligned=aligned)
-    else:
-        sent = whole_words(whole, *sizes, group.local_size, aligned=aligned)
-    if in_parts and options.shard_optimizer:
-        sent += layout.gradient_dtype.itemsize * sums
-    elif in_parts:
-        uncut = whole_words(count, *sizes, group.local_size, aligned=aligned)
-        sent += layout.gradient_dtype.itemsize * min(sums + totals, uncut)
-    if options.shard_optimizer:
-        sent += torch.float32.itemsize * totals
-    return sent
-
-
 def travelling_parts(num_words: int, world_size: int, options: SumOptions) -> tuple[range, ...]:
     """The parts in which so long a gradient travels; none where it travels whole."""
     return gradient_parts(num_words, options.most_whole(world_size), options.part_words)
@@ -156,6 +99,7 @@ class StepSum:
     Attributes:
         gradients: Where each parameter's gradient lies.
         layout: Of one partial sum.
+        options: How it travels.
         is_alone: The micro-batches are looked at one by one, to find a fault.
     """
 
@@ -176,10 +120,8 @@ class StepSum:
         self.layout = PayloadLayout(
             num_float64, num_int64, num_float32, num_words, dtype, world.size * len(Flag)
         )
-        self._options = options
+        self.options = options
         self._is_sharded = options.shard_optimizer and world.size > 1
-        self._refuses = options.shard_optimizer
-        self._part_words = options.part_words
         self._parts = travelling_parts(num_words, world.size, options)
         self._reduction = TreeReduction(
             self.layout,
@@ -198,29 +140,19 @@ class StepSum:
         """Partial sums that this worker has kept at once so far."""
         return self._reduction.num_payloads
 
-    def sent_bytes(self, num_leaves: int, group: Group | None = None) -> Sent:
-        """What the busiest worker sends in a step: of this group of workers, or of another.
-
-        The weights of a sharded optimizer are counted too.
-        """
-        here = self._world.communicator
-        group = group or Group(here.world_size, here.local_size, at_once=here.gathers_at_once)
-        num_flags = group.size * len(Flag)
-        return sent_by(group, replace(self.layout, num_flags=num_flags), num_leaves, self._options)
-
     def ownership(self, optimizer: torch.optim.Optimizer) -> Ownership:
         """Who updates what; the same at W = 1 as elsewhere in what it refuses.
 
         Raises:
             ConfigError: a sharded optimizer that looks beyond an element.
         """
-        if self._refuses:
+        if self.options.shard_optimizer:
             refuse_beyond_elements(optimizer)
         if self._is_sharded and self._parts:
             return Sharded(self.gradients, optimizer, self._reduction.shared, self._parts)
         if self._is_sharded:  # a short gradient is whole on every worker; its weights are shared
             transport = SharedTransport(self._world.communicator)
-            parts = gradient_parts(self.gradients.num_floats, 0, self._part_words)
+            parts = gradient_parts(self.gradients.num_floats, 0, self.options.part_words)
             return Sharded(self.gradients, optimizer, transport, parts, gradient_is_whole=True)
         return Replicated(self.gradients, optimizer)
 

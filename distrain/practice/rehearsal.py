@@ -14,7 +14,7 @@ from distrain.config import Job
 from distrain.coordinator.stops import StopAskedError
 from distrain.parallel.ownership import optimizer_tensors
 from distrain.parallel.split import useful_world_sizes
-from distrain.parallel.summing import Group
+from distrain.parallel.traffic import Group
 from distrain.parallel.world import World
 from distrain.run_job import job_batches, job_datasets, job_trainer
 

@@ -19,7 +19,8 @@ from distrain.parallel.route import (
     split_words,
     whole_words,
 )
-from distrain.parallel.summing import Group, Sent, SumOptions, sent_by
+from distrain.parallel.summing import SumOptions
+from distrain.parallel.traffic import Group, Sent, sent_by
 from distrain.parallel.transport import SharedTransport
 from tests.thread_workers import ThreadCommunicator, ThreadGroup, on_threads
 

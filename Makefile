@@ -1,6 +1,7 @@
 # `make` alone lists what there is. Every target does its own set-up first.
 PYTHON ?= python3
 WORKERS ?= 2
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -9,7 +10,7 @@ READY := $(VENV)/.ready
 
 help:
 	@echo "make train   set up, write the digits data, train on $(WORKERS) workers (WORKERS=n)"
-	@echo "make test    set up, run the tests"
+	@echo "make test    set up, run the tests, $(JOBS) at a time (JOBS=n)"
 	@echo "make check   set up, check format, lint and types"
 	@echo "make format  set up, format the code"
 	@echo "make horovod set up, build and install Horovod, for --parallel.backend horovod"
@@ -33,7 +34,7 @@ train: $(READY) shards/digits/manifest.json
 
 test: $(READY)
 	@echo "== running the tests"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS)
 
 check: $(READY)
 	@echo "== checking format, lint and types"

@@ -279,6 +279,8 @@ class CheckpointConfig:
     """Keep the newest so many."""
     keep_best: int = 0
     """Keep the so many best as well, taken at the ends of epochs."""
+    keep_every: int | None = None
+    """Write after every so many steps, too, and keep those for good."""
     monitor: str = "val_loss"
     """What makes one better: val_loss, loss, or a metric such as val_accuracy."""
     mode: Literal["auto", "min", "max"] = "auto"
@@ -290,6 +292,7 @@ class CheckpointConfig:
         check_at_least("checkpoint.every_seconds", self.every_seconds, 0)
         check_at_least("checkpoint.keep_last", self.keep_last, 1)
         check_at_least("checkpoint.keep_best", self.keep_best, 0)
+        check_at_least("checkpoint.keep_every", self.keep_every, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,7 @@ class Checkpoint(CheckpointConfig):
         every_seconds: Write when so many seconds have passed since the last time.
         keep_last: Keep the newest so many.
         keep_best: Keep the so many best as well, taken at the ends of epochs.
+        keep_every: Write after every so many steps, too, and keep those for good.
         monitor: What makes one better: `loss`, a metric, or one with `val_`.
         mode: Whether less or more is better; "auto" takes less for losses and errors.
     """
@@ -86,7 +87,8 @@ def superfluous_steps(
 ) -> list[int]:
     """Which of the steps that there are checkpoints of need not be kept."""
     kept = {*sorted(steps)[-policy.keep_last :], *best_steps(policy, epochs)}
-    return [step for step in steps if step not in kept]
+    every = policy.keep_every
+    return [step for step in steps if step not in kept and (every is None or step % every)]
 
 
 def contents(
@@ -101,8 +103,9 @@ def contents(
 
 def is_scheduled(policy: Checkpoint, state: RunState) -> bool:
     """Whether the state after this step is to be written, whatever the clock says."""
-    if policy.every_steps is not None and state.step % policy.every_steps == 0:
-        return True
+    for every in (policy.every_steps, policy.keep_every):
+        if every is not None and state.step % every == 0:
+            return True
     at_epochs_end = bool(state.epochs) and state.epochs[-1].step == state.step
     return at_epochs_end and state.step in best_steps(policy, state.epochs)
 

@@ -239,6 +239,16 @@ def test_the_last_and_the_best_are_kept() -> None:
     assert superfluous_steps(accuracy, [10, 20, 30], better) == [10]
 
 
+def test_every_nth_is_written_and_kept_for_good(tmp_path: Path) -> None:
+    policy = Checkpoint(every_steps=4, every_seconds=None, keep_last=1, keep_every=6)
+    assert superfluous_steps(policy, [4, 6, 8, 12, 16, 18, 20], []) == [4, 8, 16]
+    keeper = CheckpointKeeper(policy, tmp_path, lambda: None)
+    for step in range(1, 21):
+        if is_scheduled(policy, RunState(step=step)):
+            keeper.write(RunState(step=step), some_contents(step))
+    assert steps_in(tmp_path) == [6, 12, 18, 20]
+
+
 def test_a_keeper_writes_what_is_due_and_removes_what_is_superfluous(tmp_path: Path) -> None:
     policy = Checkpoint(every_steps=2, every_seconds=None, keep_last=2)
     keeper = CheckpointKeeper(policy, tmp_path, lambda: None)
@@ -263,6 +273,7 @@ def test_seconds_make_a_checkpoint_due() -> None:
         ({"every_steps": 0}, "every_steps is 0"),
         ({"every_seconds": -1.0}, r"every_seconds is -1\.0"),
         ({"keep_last": 0}, "keep_last is 0"),
+        ({"keep_every": 0}, "keep_every is 0"),
         ({"mode": "best"}, "mode is 'best'"),
     ],
 )

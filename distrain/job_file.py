@@ -12,10 +12,12 @@ import msgspec
 import tomli_w
 
 from distrain.checks import near_names
-from distrain.config import Job
+from distrain.config import CheckpointConfig, Job
 from distrain.errors import ConfigError, UsageError
 
 NONE = "none"
+
+CHECKPOINT = "checkpoint"
 
 IDENTITY = "identity"
 """A section that runs write into their own job.toml; it describes, and is not read as a setting."""
@@ -28,20 +30,34 @@ def read_job(path: Path) -> Job:
         UsageError: there is no such file.
         ConfigError: it is no TOML, has an unknown field, or a field of a wrong type or value.
     """
-    if not path.is_file():
-        raise UsageError(
-            f"there is no job file {path}: name a TOML file, such as examples/digits.toml"
-        )
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    raw = _read_tables(path)
     raw.pop(IDENTITY, None)
     try:
         job = job_from_mapping(raw)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return with_folder(job, path)
+
+
+def _read_tables(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(
+            f"there is no job file {path}: name a TOML file, such as examples/digits.toml"
+        )
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def describes_a_model(path: Path) -> bool:
+    """Whether a run's job.toml is a job's; that of a script's run does not say what was built.
+
+    Raises:
+        UsageError: there is no such file.
+        ConfigError: it is no TOML.
+    """
+    return "model" in _read_tables(path)
 
 
 def with_folder(job: Job, path: Path) -> Job:
@@ -122,6 +138,28 @@ def override(job: Job, arguments: Sequence[str], *, prog: str) -> Job:
         if error.code in (0, None):
             raise
         raise UsageError(f"the arguments do not fit the job:\n{said.getvalue().strip()}") from None
+
+
+def checkpoint_tables(policy: CheckpointConfig) -> dict[str, Any]:
+    """The tables of a run that a script has made: of its settings only what tools go by."""
+    return {CHECKPOINT: _tables(policy)}
+
+
+def read_checkpoint_section(path: Path) -> CheckpointConfig | None:
+    """What a run's job.toml says of checkpoints; None where it says nothing of them.
+
+    Raises:
+        UsageError: there is no such file.
+        ConfigError: it is no TOML, or the section is none of this version.
+    """
+    raw = _read_tables(path).get(CHECKPOINT)
+    if raw is None:
+        return None
+    try:
+        _refuse_unknown(raw, CheckpointConfig, f"{CHECKPOINT}.")
+        return msgspec.convert(_with_nones(raw, CheckpointConfig), CheckpointConfig, strict=True)
+    except (ConfigError, msgspec.ValidationError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: [{CHECKPOINT}] cannot be read: {error}") from error
 
 
 def job_tables(job: Job) -> dict[str, Any]:

@@ -29,7 +29,8 @@ from distrain.parallel.split import plan_batches
 from distrain.trainer import Trainer
 from distrain.update_config import AverageConfig, OptimizerConfig, given_settings
 
-_MODELS: dict[str, Callable[..., torch.nn.Module]] = {"mlp": models.mlp, "cnn": models.cnn}
+MODELS: dict[str, Callable[..., torch.nn.Module]] = {"mlp": models.mlp, "cnn": models.cnn}
+"""What `model.build` names without importing code of the user's."""
 
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -90,7 +91,7 @@ def job_trainer(job: Job, train: Dataset, *, fresh: bool = False) -> Trainer:
     inputs, target = train.column(job.data.inputs), train.column(job.data.target)
     early = job.early_stopping
     return Trainer(
-        model=_model_source(job, _input_shape(job, train), target),
+        model=job_model(job, train),
         loss=_loss(job, target),
         optimizer=partial(make_optimizer, job.optimizer),
         groups=[
@@ -229,8 +230,18 @@ def _loss(job: Job, target: Column) -> torch.nn.Module:
     return torch.nn.MSELoss()
 
 
-def _input_shape(job: Job, train: Dataset) -> tuple[int, ...]:
-    """The shape of one input as the model gets it: a crop or a resize changes the column's own.
+def job_model(job: Job, train: Dataset) -> Callable[[], torch.nn.Module]:
+    """The function that builds the job's model, for the data that it is trained on.
+
+    Raises:
+        ConfigError: names or options don't fit.
+    """
+    shape = tuple(job_inputs(job, train, 1).shape[1:])
+    return _model_source(job, shape, train.column(job.data.target))
+
+
+def job_inputs(job: Job, train: Dataset, rows: int) -> torch.Tensor:
+    """Zeros of the shape and dtype that the model gets: a crop or a resize changes the column's.
 
     What has to be fitted first is left out: it keeps the shape.
     """
@@ -247,13 +258,13 @@ def _input_shape(job: Job, train: Dataset) -> tuple[int, ...]:
         transforms=tuple(one for one in transforms if not isinstance(one, Fitting)),
         standardized={} if scaling is None else {name: scaling},
     )
-    return BatchBuilder(train, recipe).shape(name)
+    return BatchBuilder(train, recipe).buffers(rows).tensors[name]
 
 
 def _model_source(
     job: Job, input_shape: tuple[int, ...], target: Column
 ) -> Callable[[], torch.nn.Module]:
-    function = _MODELS.get(job.model.build) or _imported(job.model.build)
+    function = MODELS.get(job.model.build) or _imported(job.model.build)
     one_number = job.loss.name != "cross_entropy"
     offered = {
         "input_shape": input_shape,
@@ -274,7 +285,7 @@ def _imported(name: str) -> Callable[..., torch.nn.Module]:
     module_name, separator, function_name = name.partition(":")
     if not separator:
         raise ConfigError(
-            f"model.build is {name!r}; {near_names(name, _MODELS)}; "
+            f"model.build is {name!r}; {near_names(name, MODELS)}; "
             "one of your own is named PACKAGE.MODULE:FUNCTION"
         )
     try:

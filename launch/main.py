@@ -13,6 +13,7 @@ from data_pipeline.errors import DataError, StorageError
 from distrain import __version__
 from distrain.config import Backend
 from distrain.errors import DistrainError, ExitCode, UsageError, exit_code_of
+from launch.checkpoint_parser import add_checkpoint, run_checkpoint
 from launch.data_parser import add_data, run_data
 from launch.failure import Cause, TerminatedError, report_of, tell
 
@@ -92,6 +93,8 @@ def _run(arguments: list[str]) -> Cause | None:
         from launch.status_command import show  # noqa: PLC0415 - for this command alone
 
         show(known.run, as_json=known.json)
+    elif known.command == "checkpoint":
+        run_checkpoint(known)
     else:
         return run_data(known)
     return None
@@ -123,6 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="tell how a run stands, or how it ended")
     status.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     status.add_argument("--json", action="store_true", help="one JSON object, for a program")
+
+    add_checkpoint(commands.add_parser("checkpoint", help="list, verify and export checkpoints"))
 
     launch = commands.add_parser("launch", help="run a script that uses distrain on workers")
     launch.add_argument("--workers", type=int, help="workers on this machine (one a GPU, or 1)")

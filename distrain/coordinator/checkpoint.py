@@ -110,7 +110,7 @@ def _read(folder: Path, step: int) -> CheckpointContents:
     for path in folder.iterdir():
         if not stat.S_ISREG(path.lstat().st_mode):
             raise DamagedCheckpointError(f"{path} is a link or no file: a checkpoint has none")
-    body = _read_body(folder / STATE)
+    body = read_body(folder / STATE)
     if body["step"] != step:
         raise DamagedCheckpointError(f"{folder / STATE} is of step {body['step']}, not {step}")
     found = {path.name for path in folder.iterdir()}
@@ -126,7 +126,12 @@ def _read(folder: Path, step: int) -> CheckpointContents:
     return CheckpointContents(tensors, body["state"])
 
 
-def _read_body(path: Path) -> dict[str, Any]:
+def read_body(path: Path) -> dict[str, Any]:
+    """What a checkpoint's state.json says, by its own seal.
+
+    Raises:
+        DamagedCheckpointError: it is missing, or not as it was written.
+    """
     if not path.exists():
         raise DamagedCheckpointError(f"{path} is missing")
     if path.stat().st_size > MOST_STATE_BYTES:

@@ -35,6 +35,7 @@ from distrain.coordinator.run_state import RunState
 from distrain.coordinator.stops import StopAskedError, StoppedError, end_process, reason_of
 from distrain.coordinator.tensorboard_log import TensorBoardLog
 from distrain.errors import ConfigError, ExitCode, NonFiniteError, exit_code_of
+from distrain.job_file import checkpoint_tables
 from distrain.learn.averaging import AveragedWeights
 from distrain.parallel.communicator import broadcast_bytes
 from distrain.parallel.ownership import OptimizerState, Ownership
@@ -152,7 +153,8 @@ class Recording:
         environment, notes = environment_of(self._world, before)
         if self._world.rank == 0:
             if self._folder:
-                self._folder.begin(self._job, environment, epochs, self._steps, goes_on=step > 0)
+                job = self._job or ({} if policy is None else checkpoint_tables(policy))
+                self._folder.begin(job, environment, epochs, self._steps, goes_on=step > 0)
                 check = self._folder.check_generation
                 self._observers.append(EventLog(self._folder.path, step, check))
                 self._observers.append(TensorBoardLog(self._folder.path, step))

@@ -250,11 +250,13 @@ def model_bytes(model: torch.nn.Module) -> bytes:
     A tied tensor is written under each of its names, so that plain
     `model.load_state_dict(safetensors.torch.load_file(path))` works.
     """
-    state = {
-        name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in model.state_dict().items()
-    }
-    return save_safetensors(state, metadata={"format": "pt"})
+    return state_bytes(model.state_dict())
+
+
+def state_bytes(state: Mapping[str, torch.Tensor]) -> bytes:
+    """A module's state as safetensors, as `model_bytes` gives it."""
+    alone = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    return save_safetensors(alone, metadata={"format": "pt"})
 
 
 def load_model(model: torch.nn.Module, path: Path) -> None:

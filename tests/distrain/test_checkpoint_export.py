@@ -1,6 +1,8 @@
 """Verification finds what a run would refuse; exported programs build the models they load."""
 
+import re
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from data_pipeline.errors import DataError
 from data_pipeline.standardize import Standardization
 from distrain.coordinator import checkpoint, checkpoint_verification
 from distrain.coordinator.checkpoint import (
@@ -19,8 +22,13 @@ from distrain.coordinator.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from distrain.coordinator.checkpoint_verification import damages
+from distrain.coordinator.checkpoint_export import chosen_weights, removed_text
+from distrain.coordinator.checkpoint_listing import listed_checkpoints
+from distrain.coordinator.checkpoint_verification import RemovedCheckpointError, damages
+from distrain.coordinator.checkpointing import Checkpoint, CheckpointKeeper
 from distrain.coordinator.run_folder import state_bytes
+from distrain.coordinator.run_layout import steps_in
+from distrain.coordinator.run_state import RunState
 from distrain.errors import ConfigError, UsageError
 from distrain.learn.models import cnn, mlp
 from distrain.practice import onnx_export
@@ -167,3 +175,36 @@ def test_what_cannot_be_exported_to_onnx_is_refused_with_the_reason(
     monkeypatch.setattr(onnx_export, "find_spec", lambda name: None if "script" in name else name)
     with pytest.raises(UsageError, match=r"ONNX needs onnxscript: pip install 'distrain\[onnx\]'"):
         onnx_bytes(nn.Linear(2, 4), torch.zeros(2, 2), "x")
+
+
+def test_a_run_that_goes_on_meanwhile_never_makes_a_checkpoint_look_damaged(
+    tmp_path: Path,
+) -> None:
+    policy = Checkpoint(every_steps=1, keep_last=1)
+    keeper = CheckpointKeeper(policy, tmp_path, lambda: None)
+    held = CheckpointContents({"model": {"w": torch.ones(9)}}, {"run": {"step": 0, "epochs": []}})
+
+    def write() -> None:
+        for step in range(1, 151):
+            keeper.write(RunState(step=step), held)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    good, refused = 0, set()
+    while writer.is_alive():
+        for step in steps_in(tmp_path):
+            try:
+                assert damages(tmp_path, step) == []
+                read = chosen_weights(tmp_path, step, "model", None)
+                assert torch.equal(read.tensors["w"], torch.ones(9))
+                good += 1
+            except RemovedCheckpointError:
+                continue
+            except (DataError, UsageError) as error:
+                refused.add(re.sub(r"\d+", "N", str(error).replace(str(tmp_path), "ROOT")))
+        assert all(not one.problem for one in listed_checkpoints(tmp_path))
+    writer.join()
+    assert good > 0
+    removed, absent = removed_text(0).replace("0", "N"), "there is no checkpoint of step N in ROOT"
+    assert all(text == removed or text.startswith(absent) for text in refused)
+    assert steps_in(tmp_path) == [150]

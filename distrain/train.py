@@ -12,6 +12,7 @@ from distrain.coordinator.early_stopping import EarlyStopping, judge
 from distrain.coordinator.observers import EpochRecord
 from distrain.coordinator.recording import Recording
 from distrain.coordinator.run_state import RunState
+from distrain.coordinator.saving import Saver
 from distrain.coordinator.stops import StopAskedError
 from distrain.parallel.summing import Flag
 from distrain.step import check_finite
@@ -31,6 +32,7 @@ class TrainingLoop:
     batches: Iterator[Batch]
     early_stopping: EarlyStopping | None
     recording: Recording
+    saver: Saver
     raised: Callable[[], int]
 
     def run(
@@ -56,6 +58,7 @@ class TrainingLoop:
                 state = state.after_step(result.totals, result.loss_scale)
                 seen += batch.num_samples
                 recording.step(result, state)
+                self.saver.step(result, state)
                 asked = any(result.flags[Flag.SAVE])
                 if any(result.flags[Flag.STOP]):
                     parts.step.check.compare(state.step)
@@ -75,9 +78,9 @@ class TrainingLoop:
                         best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
                 state = state.after_epoch(record, verdict)
                 seen, began = 0, time.monotonic()
-            recording.state(state, self.model, parts.step, best, asked=asked)
+            self.saver.state(state, self.model, parts.step, best, asked=asked)
         parts.step.check.compare(state.step)
         return best
 
     def _flags(self) -> dict[Flag, int]:
-        return {Flag.STOP: self.raised(), Flag.SAVE: int(self.recording.asks_to_save())}
+        return {Flag.STOP: self.raised(), **self.saver.flags()}

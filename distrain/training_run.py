@@ -1,6 +1,7 @@
 """A run on one worker: taken up where it stands, trained to its end or until it is stopped."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.coordinator.history import History
 from distrain.coordinator.recorded_run import open_recording
-from distrain.coordinator.recording import Recording
+from distrain.coordinator.saving import Saver
 from distrain.coordinator.stops import WATCHED, StopAskedError, StopWatch
+from distrain.job_file import checkpoint_tables
 from distrain.train import TrainingLoop
 
 
@@ -36,6 +38,10 @@ class RunSettings:
     max_time_s: float | None = None
     grace_s: float = 30.0
 
+    def tables(self) -> Mapping[str, Any]:
+        """What the run's `job.toml` is to say: of one made by a script, what tools go by."""
+        return self.job or ({} if self.checkpoint is None else checkpoint_tables(self.checkpoint))
+
 
 class TrainingRun:
     """The parts of a training, and what is to become of it."""
@@ -55,45 +61,52 @@ class TrainingRun:
         parts, settings = self._parts, self._settings
         last = epochs * parts.plan.steps_per_epoch
         parts.step.average.check(last)
-        with open_recording(
-            parts.world,
-            settings.folder,
-            identity,
-            settings.job,
-            fresh=settings.fresh,
-            show=settings.show,
-        ) as recording:
+        with ExitStack() as stack:
+            recording = stack.enter_context(
+                open_recording(
+                    parts.world,
+                    settings.folder,
+                    identity,
+                    settings.tables(),
+                    fresh=settings.fresh,
+                    show=settings.show,
+                )
+            )
             if recording.is_finished(epochs):
                 return recording.load_result(self._model)
-            state, best = recording.take_up(self._model, parts.step, last)
-            recording.begin(parts.plan, epochs, settings.checkpoint)
-            with self._stop_watch(recording) as watch:
-                with parts.batches(range(state.step, last), prefetch, threads) as batches:
-                    loop = TrainingLoop(
-                        model=self._model,
-                        parts=parts,
-                        batches=batches,
-                        early_stopping=settings.early_stopping,
-                        recording=recording,
-                        raised=lambda: watch.flag,
-                    )
-                    try:
-                        best = loop.run(state, best, last)
-                    except StopAskedError as asked:
-                        watch.handled()
-                        recording.stop(asked, self._model, parts.step.update.ownership)
-                watch.handled()
-                if best:
-                    self._model.load_state_dict(best)
-                else:
-                    parts.step.average.exchange()
-                return recording.finish(self._model, restored=bool(best))
+            saver = stack.enter_context(Saver(parts.world, recording, settings.checkpoint))
+            state, best, damaged = saver.take_up(self._model, parts.step, last)
+            recording.begin(parts.plan, epochs, state, damaged)
+            saver.begin()
+            watch = stack.enter_context(self._stop_watch(saver))
+            with parts.batches(range(state.step, last), prefetch, threads) as batches:
+                loop = TrainingLoop(
+                    model=self._model,
+                    parts=parts,
+                    batches=batches,
+                    early_stopping=settings.early_stopping,
+                    recording=recording,
+                    saver=saver,
+                    raised=lambda: watch.flag,
+                )
+                try:
+                    best = loop.run(state, best, last)
+                except StopAskedError as asked:
+                    watch.handled()
+                    saver.stop(asked, self._model, parts.step.update.ownership)
+            watch.handled()
+            saver.drain()
+            if best:
+                self._model.load_state_dict(best)
+            else:
+                parts.step.average.exchange()
+            return recording.finish(self._model, restored=bool(best))
 
-    def _stop_watch(self, recording: Recording) -> StopWatch:
+    def _stop_watch(self, saver: Saver) -> StopWatch:
         """Watches for signals where there is something to save, on every rank alike."""
         return StopWatch(
             self._settings.grace_s,
             self._settings.max_time_s,
-            lambda reason: recording.save_unfinished(reason, self._parts.step),
+            lambda reason: saver.save_unfinished(reason, self._parts.step),
             signals=WATCHED if self._settings.checkpoint is not None else (),
         )

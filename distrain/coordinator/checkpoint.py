@@ -21,18 +21,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 
 from data_pipeline.durable import fsync_file, new_folder
 from data_pipeline.errors import StorageError
 from distrain.coordinator.run_layout import folder_name, steps_in
+from distrain.coordinator.tensor_file import CHUNK_BYTES, laid_out
 
 STATE = "state.json"
 SUFFIX = ".safetensors"
 FORMAT = 1
-CHUNK_BYTES = 16 * 2**20
-"""Each file is digested in chunks of this size."""
-
 MOST_STATE_BYTES = 256 * 2**20
 """A larger state.json is none of ours: it grows by some 100 bytes an epoch."""
 
@@ -43,7 +40,7 @@ class DamagedCheckpointError(Exception):
 
 @dataclass(frozen=True)
 class CheckpointContents:
-    """What a checkpoint holds: groups of tensors on the host, and plain values for JSON."""
+    """What a checkpoint holds: groups of tensors, and plain values for JSON."""
 
     tensors: Mapping[str, Mapping[str, torch.Tensor]]
     state: Mapping[str, Any]
@@ -61,22 +58,14 @@ def write_checkpoint(root: Path, step: int, contents: CheckpointContents) -> Pat
     with new_folder(folder) as aside:
         files: dict[str, Any] = {}
         for group, tensors in contents.tensors.items():
-            encoded = save_safetensors(
-                {
-                    name: tensor.detach().cpu().contiguous().clone()
-                    for name, tensor in tensors.items()
-                }
-            )
-            files[group + SUFFIX] = {"bytes": len(encoded), "sha256": list(_digests(encoded))}
-            _write(aside / (group + SUFFIX), encoded)
+            file = laid_out(tensors)
+            digests = file.write(aside / (group + SUFFIX), tensors)
+            files[group + SUFFIX] = {"bytes": file.num_bytes, "sha256": digests}
         body = {"format": FORMAT, "step": step, "files": files, "state": dict(contents.state)}
-        _write(aside / STATE, json.dumps({"sha256": _body_digest(body), "body": body}).encode())
+        encoded = json.dumps({"sha256": _body_digest(body), "body": body}).encode()
+        (aside / STATE).write_bytes(encoded)
+        fsync_file(aside / STATE)
     return folder
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    fsync_file(path)
 
 
 def _digests(content: bytes) -> Iterator[str]:

@@ -10,13 +10,23 @@ BLOCK_BYTES = 1 << 16
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Cuts a log after its last whole line that tells of a step up to `step`.
+    """Cuts a log after its last whole line of a step up to `step`, before any of a later one.
+
+    A checkpoint is told of when it is written: that may be some steps later.
 
     Raises:
         OSError: it can't be read or cut.
     """
+    kept = 0
     with path.open("r+b") as file:
-        kept = next((end for line, end in lines_from_end(file) if _is_until(line, step)), 0)
+        for line, end in lines_from_end(file):
+            event = _event(line)
+            if event.get("step", step + 1) <= step:
+                kept = kept or end
+                if event["event"] == "step":
+                    break
+            elif "step" in event:
+                kept = 0
         file.truncate(kept)
         os.fsync(file.fileno())
 
@@ -36,13 +46,12 @@ def lines_from_end(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
             end -= len(line)
 
 
-def _is_until(line: bytes, step: int) -> bool:
-    """Whether a line is whole, and tells of a step up to `step`."""
+def _event(line: bytes) -> dict[str, Any]:
+    """What a line tells; nothing where it is not whole."""
     try:
-        event = json.loads(line) if line.endswith(b"\n") else {}
+        return dict(json.loads(line)) if line.endswith(b"\n") else {}
     except ValueError:
-        return False
-    return "step" in event and event["step"] <= step
+        return {}
 
 
 def scores_in(epoch: Mapping[str, Any]) -> dict[str, float | None]:

@@ -38,6 +38,8 @@ class Flag(IntEnum):
     """Rank 0's clock says that a checkpoint is due."""
     STATE = 3
     """A digest of its state before the step, where a check is due."""
+    UNSAVED = 4
+    """The step whose checkpoint rank 0 could not write, until a later one is written."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -176,7 +176,7 @@ class PowerCut(BaseException):
     """No handler of the program's runs after it."""
 
 
-@pytest.mark.parametrize("after", range(12))
+@pytest.mark.parametrize("after", range(14))
 def test_a_writer_that_is_cut_off_anywhere_leaves_a_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
@@ -193,7 +193,7 @@ def test_a_writer_that_is_cut_off_anywhere_leaves_a_good_checkpoint(
 
         return counted
 
-    for name in ("mkdir", "rename", "fsync", "chmod"):
+    for name in ("mkdir", "rename", "fsync", "chmod", "pwritev"):
         monkeypatch.setattr(os, name, cut_off(getattr(os, name)))
     # Nothing is cleaned up after a power cut.
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)

@@ -1,0 +1,99 @@
+"""A thread that writes checkpoints while training goes on: one at a time, at most one behind."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.errors import StorageError
+from distrain.coordinator.checkpoint import CheckpointContents
+from distrain.coordinator.run_state import RunState
+
+Write = Callable[[RunState, CheckpointContents], Path]
+"""Writes a checkpoint and gives its folder; raises StorageError where it can't."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a checkpoint.
+
+    Attributes:
+        step: Whose state it has.
+        name: Of its folder; empty where it could not be written.
+        num_bytes: Of its files.
+        write_s: From the begin to the end of writing.
+        trouble: Why it could not be written; empty where it was.
+    """
+
+    step: int
+    name: str
+    num_bytes: int
+    write_s: float
+    trouble: str = ""
+
+
+def write_timed(write: Write, state: RunState, contents: CheckpointContents) -> Written:
+    """Writes a checkpoint; one that can't be written is told, and not raised.
+
+    Raises:
+        ConfigError: a newer start has taken the run over.
+    """
+    began = time.monotonic()
+    try:
+        folder = write(state, contents)
+    except StorageError as error:
+        return Written(state.step, "", 0, time.monotonic() - began, str(error))
+    seconds = time.monotonic() - began
+    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    return Written(state.step, folder.name, num_bytes, seconds)
+
+
+class BackgroundWriter:
+    """Does one thing at a time in a thread of its own."""
+
+    def __init__(self, write: Write) -> None:
+        """`write` is called in the thread."""
+        self._write = write
+        self._pool = ThreadPoolExecutor(1, "distrain-checkpoint")
+        self._job: Future[Written | None] | None = None
+        self._changing = threading.Lock()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether what was submitted is not done."""
+        job = self._job
+        return job is not None and not job.done()
+
+    def submit(self, state: RunState, contents: CheckpointContents) -> None:
+        """Has a checkpoint written; what was submitted before must have been told of."""
+        self._begin(lambda: write_timed(self._write, state, contents))
+
+    def prepare(self, work: Callable[[], None]) -> None:
+        """Has something else done meanwhile."""
+        self._begin(work)
+
+    def _begin(self, work: Callable[[], Written | None]) -> None:
+        with self._changing:
+            assert self._job is None
+            self._job = self._pool.submit(work)
+
+    def told(self, *, wait: bool = False) -> Written | None:
+        """What became of the last checkpoint, once; None where there is nothing (yet) to tell.
+
+        Raises:
+            What was raised in the thread: ConfigError where a newer start has taken the run over.
+        """
+        with self._changing:
+            job = self._job
+            if job is None or not (wait or job.done()):
+                return None
+            try:
+                return job.result()
+            finally:
+                self._job = None
+
+    def close(self) -> None:
+        """Waits until all is done."""
+        self._pool.shutdown(wait=True)

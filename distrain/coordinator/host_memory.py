@@ -1,0 +1,186 @@
+"""Memory of the host for snapshots: files that outlive the process, or the process's own.
+
+/dev/shm/distrain-UID-DIGEST/      of one run folder; this user's alone
+    start-.../                     of one start: an orphan of an earlier one can't reach it
+        run.json                   whose snapshots these are
+        slot-0, slot-1, slot-2
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from distrain.coordinator.checkpoint import CheckpointContents
+from distrain.coordinator.snapshot import read_contents, read_state
+
+SHARED_MEMORY = Path("/dev/shm")
+RUN = "run.json"
+
+MOST_SHARE = 0.5
+"""Of the memory that is left; a slot that would take more is not made."""
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class NoRoomError(Exception):
+    """A snapshot has no place in memory; the message says why."""
+
+
+def own_memory(_number: int, num_bytes: int) -> mmap.mmap:
+    """Memory of this process for a slot.
+
+    Raises:
+        NoRoomError: there is too little.
+    """
+    _check_left(num_bytes)
+    try:
+        return _touched(mmap.mmap(-1, num_bytes))
+    except OSError as error:
+        raise NoRoomError(f"{num_bytes:,} bytes of memory: {error.strerror or error}") from error
+
+
+def _touched(memory: mmap.mmap) -> mmap.mmap:
+    """Has the kernel give the pages now: a first copy to them would take ten times as long."""
+    torch.frombuffer(memory, dtype=torch.uint8).zero_()
+    return memory
+
+
+def _check_left(num_bytes: int) -> None:
+    left = memory_left()
+    if left is not None and num_bytes > MOST_SHARE * left:
+        raise NoRoomError(
+            f"a snapshot of {num_bytes:,} bytes would take more than half of the {left:,} bytes of "
+            "memory that are left"
+        )
+
+
+def memory_left() -> int | None:
+    """Bytes that this host, or this container, can still give; None where that is not told."""
+    left: list[int] = []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        line = next(line for line in lines if line.startswith("MemAvailable:"))
+        left.append(int(line.split()[1]) * 1024)
+    with suppress(OSError, ValueError):  # "max" is no number, and no limit
+        most = int((_CGROUP / "memory.max").read_text())
+        left.append(max(0, most - int((_CGROUP / "memory.current").read_text())))
+    return min(left, default=None)
+
+
+class SnapshotFolder:
+    """Where the snapshots of a run lie on this host, for its next start to find."""
+
+    def __init__(self, run: Path, *, root: Path = SHARED_MEMORY) -> None:
+        """`run` is the run's folder: a relative path names the same as an absolute one."""
+        digest = hashlib.sha256(os.path.realpath(run).encode()).hexdigest()[:16]
+        self.path = root / f"distrain-{os.geteuid()}-{digest}"
+        self._mine: Path | None = None
+
+    def begin(self, owner: str) -> None:
+        """Makes this start's folder; `owner` tells one run from another.
+
+        Raises:
+            NoRoomError: there is no shared memory here, or somebody else's folder in the way.
+        """
+        try:
+            with suppress(FileExistsError):
+                self.path.mkdir(mode=0o700)
+            self._check_ours()
+            self._mine = Path(tempfile.mkdtemp(prefix="start-", dir=self.path))
+            (self._mine / RUN).write_text(json.dumps({"owner": owner}))
+        except OSError as error:
+            self._mine = None
+            raise NoRoomError(f"{self.path}: {error.strerror or error}") from error
+
+    def _check_ours(self) -> None:
+        found = self.path.lstat()
+        if not stat.S_ISDIR(found.st_mode):
+            raise NoRoomError(f"{self.path} is no folder")
+        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+            raise NoRoomError(f"{self.path} is another user's, or open to others")
+
+    def allocate(self, number: int, num_bytes: int) -> mmap.mmap:
+        """Memory for a slot, in this start's folder; takes the place of that of the same number.
+
+        Raises:
+            NoRoomError: there is too little.
+        """
+        assert self._mine is not None
+        _check_left(num_bytes)
+        path = self._mine / f"slot-{number}"
+        try:
+            path.unlink(missing_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                # Memory that isn't there would be a SIGBUS in the middle of a copy.
+                os.posix_fallocate(file, 0, num_bytes)
+                return _touched(mmap.mmap(file, num_bytes))
+            finally:
+                os.close(file)
+        except OSError as error:
+            with suppress(OSError):
+                path.unlink()
+            raise NoRoomError(
+                f"{self.path} has no room for {num_bytes:,} bytes: {error.strerror or error}"
+            ) from error
+
+    def newest(self, owner: str, most_step: int) -> tuple[int, Path] | None:
+        """The newest whole snapshot of this run, of a step up to `most_step`, and its step."""
+        found: list[tuple[int, Path]] = []
+        with suppress(OSError, NoRoomError):
+            self._check_ours()
+            for start in self.path.glob("start-*"):
+                if _owner_of(start) == owner:
+                    found += [(step, path) for path in start.glob("slot-*") for step in _step(path)]
+        return max((one for one in found if one[0] <= most_step), default=None)
+
+    def forget_others(self) -> None:
+        """Removes what earlier starts have left."""
+        for start in self.path.glob("start-*"):
+            if start != self._mine:
+                shutil.rmtree(start, ignore_errors=True)
+
+    def remove(self) -> None:
+        """Removes all of the run's snapshots on this host."""
+        with suppress(OSError, NoRoomError):
+            self._check_ours()
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _owner_of(start: Path) -> str | None:
+    try:
+        return str(json.loads((start / RUN).read_text())["owner"])
+    except (OSError, ValueError, TypeError, KeyError):  # its start was cut off
+        return None
+
+
+def _step(path: Path) -> list[int]:
+    """The step of a slot's state, or nothing where it holds none."""
+    with _mapped(path) as memory:
+        body = read_state(memory)
+    return [] if body is None else [int(body["step"])]
+
+
+def read_snapshot(path: Path) -> CheckpointContents | None:
+    """The state in a slot; None where it holds none any more."""
+    try:
+        with _mapped(path) as memory:
+            return read_contents(memory)
+    except OSError:
+        return None
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        return mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(file)

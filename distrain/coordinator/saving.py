@@ -1,0 +1,351 @@
+"""A run's states: when they are saved, how they reach the disk, and where they are taken up."""
+
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from types import TracebackType
+from typing import NoReturn, Self
+
+import torch
+
+from data_pipeline.errors import StorageError
+from distrain.coordinator.background_writer import BackgroundWriter, Written, write_timed
+from distrain.coordinator.checkpoint import CheckpointContents, newest_checkpoint
+from distrain.coordinator.checkpointing import (
+    Checkpoint,
+    CheckpointKeeper,
+    contents,
+    is_scheduled,
+    take_up,
+)
+from distrain.coordinator.host_memory import NoRoomError, own_memory
+from distrain.coordinator.recording import Recording
+from distrain.coordinator.run_state import RunState
+from distrain.coordinator.slots import Slots
+from distrain.coordinator.snapshot import slot_bytes
+from distrain.coordinator.stops import StopAskedError, StoppedError, end_process, reason_of
+from distrain.errors import ConfigError
+from distrain.learn.averaging import AveragedWeights
+from distrain.parallel.communicator import broadcast_bytes
+from distrain.parallel.ownership import OptimizerState, Ownership
+from distrain.parallel.summing import Flag
+from distrain.parallel.world import World
+from distrain.step import StepResult, TrainingStep
+
+AT_REST_S = 5.0
+"""So long an update may take that stands between a stop and the last save."""
+
+LAST_SAVE_PAUSES_S = (0.2, 1.0)
+"""Before a run that is asked to stop tries again to save."""
+
+
+class Saver:
+    """Saves a run's states; a context manager, which ends once all is written.
+
+    All methods are called on every rank; rank 0 writes.
+
+    Attributes:
+        unsaved_step: Of the newest checkpoint that could not be written, 0 where the last one was;
+            the same on every rank after each step.
+    """
+
+    def __init__(self, world: World, recording: Recording, policy: Checkpoint | None) -> None:
+        """`policy` is None for a run that saves nothing."""
+        self._world, self._recording, self._policy = world, recording, policy
+        self._keeper: CheckpointKeeper | None = None
+        self._writer: BackgroundWriter | None = None
+        self._slots: Slots | None = None
+        self._state = RunState()
+        self._best: Mapping[str, torch.Tensor] = {}
+        self._average: AveragedWeights | None = None
+        self._taken_up_at = 0
+        self._saving = threading.Lock()
+        self._stall_s = 0.0
+        self._failed = Written(0, "", 0, 0.0)
+        self._is_noted = True
+        self._is_prepared = False
+        self.unsaved_step = 0
+
+    def take_up(
+        self, model: torch.nn.Module, step: TrainingStep, last_step: int
+    ) -> tuple[RunState, dict[str, torch.Tensor], list[str]]:
+        """Sets model, average and optimizer as the newest good checkpoint says, on every rank.
+
+        Returns:
+            The run's state, that of a run's begin where there is no checkpoint; the best weights so
+            far; and what was wrong with checkpoints that are passed over.
+
+        Raises:
+            StorageError: there are checkpoints, and none is good.
+            ConfigError: the run has gone beyond `last_step`.
+        """
+        folder = self._recording.folder
+        newest = newest_checkpoint(folder.checkpoints) if folder else None
+        if newest is not None and newest.step > last_step:
+            raise ConfigError(
+                f"the run stands after step {newest.step}, and {last_step} steps are asked for: "
+                "give more epochs, name another folder with --run.dir, or start with --fresh, "
+                "which moves it aside"
+            )
+        found = None if newest is None else newest.contents
+        self._average, ownership = step.average, step.update.ownership
+        self._state, best = take_up(found, model, ownership, self._average, self._world)
+        self._best, self._taken_up_at = best, self._state.step
+        return self._state, best, [] if newest is None else newest.damaged
+
+    def begin(self) -> None:
+        """From here on states may be written."""
+        folder = self._recording.folder
+        if folder is None or self._policy is None:
+            return
+        keeper = CheckpointKeeper(self._policy, folder.checkpoints, folder.check_generation)
+        self._keeper, self._writer = keeper, BackgroundWriter(keeper.write)
+        self._slots = Slots(own_memory)
+
+    def flags(self) -> dict[Flag, int]:
+        """What all workers are to know with the next step: that rank 0 wants to save, or could not.
+
+        Raises:
+            ConfigError: a newer start has taken the run over.
+        """
+        self._tell()
+        return {Flag.SAVE: int(self._is_time()), Flag.UNSAVED: self._failed.step}
+
+    def _is_time(self) -> bool:
+        if self._keeper is None or self._writer is None or self._writer.is_busy:
+            return False
+        return self._keeper.is_time()
+
+    def step(self, result: StepResult, state: RunState) -> None:
+        """A step was done, and all know with it whether a checkpoint could not be written."""
+        self._state = state
+        self.unsaved_step = max(result.flags[Flag.UNSAVED])
+        self._note_failure()
+
+    def _note_failure(self) -> None:
+        if not self._is_noted:
+            self._is_noted = True
+            step, trouble = self._failed.step, self._failed.trouble
+            self._recording.note("checkpoint_failed", f"no checkpoint at step {step}: {trouble}")
+
+    def _tell(self, *, wait: bool = False) -> None:
+        """Tells of the checkpoint that was written in the background, if there is one."""
+        written = self._writer.told(wait=wait) if self._writer else None
+        if written is not None:
+            self._told(written, self._stall_s)
+
+    def _told(self, written: Written, stall_s: float) -> None:
+        if written.trouble:
+            self._note_failure()
+            self._failed, self._is_noted = written, False
+            return
+        self._failed = Written(0, "", 0, 0.0)
+        self._recording.note(
+            "checkpoint",
+            f"wrote {written.name}",
+            step=written.step,
+            bytes=written.num_bytes,
+            stall_s=round(stall_s, 6),
+            write_s=round(written.write_s, 4),
+        )
+
+    def state(
+        self,
+        state: RunState,
+        model: torch.nn.Module,
+        training_step: TrainingStep,
+        best: Mapping[str, torch.Tensor],
+        *,
+        asked: bool,
+    ) -> None:
+        """A step is done with all that follows from it; its state is saved if that is due.
+
+        `asked`: rank 0 has said with the step that its clock wants a checkpoint. One that can't be
+        written is said so, and the run goes on: it is tried again soon.
+
+        Raises:
+            DivergedError: the workers no longer hold one state, so rank 0's is not to be kept.
+        """
+        began = time.monotonic()
+        with self._saving:
+            self._state, self._best = state, best
+        self._recording.reached(state)
+        if self._policy is None:
+            return
+        ownership = training_step.update.ownership
+        if asked or is_scheduled(self._policy, state):
+            training_step.check.compare(state.step)
+            optimizer = self._optimizer_state(ownership)
+            self._save(model.state_dict(), optimizer, began)
+        elif not self._is_prepared and not ownership.is_shared:
+            self._prepare(model, ownership)
+
+    def _optimizer_state(self, ownership: Ownership) -> OptimizerState:
+        """Where it is spread over the workers, all of them are needed to bring it together."""
+        if self._keeper is not None or ownership.is_shared:
+            return ownership.optimizer_state()
+        return {}, {}
+
+    def _contents(
+        self, model: Mapping[str, torch.Tensor], optimizer: OptimizerState
+    ) -> CheckpointContents:
+        average = {} if self._average is None else self._average.state()
+        return contents(self._state, model, optimizer, self._best, average)
+
+    def _save(
+        self, model: Mapping[str, torch.Tensor], optimizer: OptimizerState, began: float
+    ) -> None:
+        """Takes a snapshot and has it written, once the checkpoint before is."""
+        if self._writer is None:
+            return
+        self._tell(wait=True)
+        with self._saving:
+            state, found = self._state, self._contents(model, optimizer)
+            copied = self._copied(state.step, found)
+            self._writer.submit(state, copied or found)
+        if copied is not None:
+            self._stall_s = time.monotonic() - began
+        elif written := self._writer.told(wait=True):  # read from where the next step will move it
+            self._told(written, time.monotonic() - began)
+
+    def _copied(self, step: int, found: CheckpointContents) -> CheckpointContents | None:
+        """A copy in a slot; None where there is no room for one."""
+        if self._slots is None:
+            return None
+        self._is_prepared = True
+        try:
+            return self._slots.take(step, found)[1]
+        except NoRoomError as error:
+            self._slots = None
+            text = f"training waits while checkpoints are written: {error}"
+            self._recording.note("snapshots", text)
+            return None
+
+    def _prepare(self, model: torch.nn.Module, ownership: Ownership) -> None:
+        """Gets memory while the next steps go on; an optimizer has its state since the first."""
+        self._is_prepared = True
+        if self._writer is None or self._slots is None:
+            return
+        slots, found = self._slots, self._contents(model.state_dict(), ownership.optimizer_state())
+        num_bytes = slot_bytes(found)
+
+        def work() -> None:
+            with suppress(NoRoomError):  # the first snapshot meets it again, and says so
+                slots.prepare(num_bytes)
+
+        self._writer.prepare(work)
+
+    def stop(self, asked: StopAskedError, model: torch.nn.Module, ownership: Ownership) -> NoReturn:
+        """Saves the state as it stands, and ends the run; called on every rank.
+
+        Rank 0 writes, and tells the others by a closing exchange how that went: none ends before.
+
+        Raises:
+            StoppedError: all is saved.
+            StorageError: it could not be; the last checkpoint stands.
+        """
+        reason = str(reason_of(asked.flags))
+        trouble = ""
+        changed = self._policy is not None and self._state.step > self._taken_up_at
+        optimizer = self._optimizer_state(ownership) if changed else ({}, {})
+        if self._keeper is not None:
+            try:
+                state = model.state_dict() if changed else None
+                self._save_last(self._keeper, reason, state, optimizer)
+            except StorageError as error:
+                trouble = f"stopped by {reason}, and the last save failed: {error}"
+        told = broadcast_bytes(trouble.encode(), self._world.communicator, self._world.device)
+        if told:
+            raise StorageError(told.decode())
+        raise StoppedError(reason)
+
+    def save_unfinished(self, reason: str, training_step: TrainingStep) -> None:
+        """No step has ended in time: saves the state after the last one, and ends the process.
+
+        Called by the thread that watches for stops, on every rank; rank 0 alone acts, and its end
+        is the others'; where the optimizer's state is shared they first hand it their parts. The
+        main thread is in the middle of a step that nobody will miss.
+        """
+        ownership = training_step.update.ownership
+        is_needed = self._policy is not None and ownership.is_shared
+        if self._keeper is None and not is_needed:
+            return
+        try:
+            with ExitStack() as stack:
+                model: Mapping[str, torch.Tensor] | None = None
+                optimizer: OptimizerState = {}, {}
+                if self._state.step > self._taken_up_at:
+                    rest = training_step.standing.at_rest(lambda: self._state.step, AT_REST_S)
+                    model = stack.enter_context(rest)
+                    optimizer = ownership.optimizer_state(apart=True)
+                if self._keeper is None:
+                    return
+                self._save_last(self._keeper, reason, model, optimizer)
+                end_process(StoppedError(reason))  # within: nothing may move any more
+        except StorageError as error:
+            end_process(StorageError(f"stopped by {reason}, and the last save failed: {error}"))
+        except BaseException as error:  # noqa: BLE001 - in this thread nobody else would see it
+            if not is_needed:
+                end_process(error)
+            # The step may still end; if it doesn't, the launcher ends all, and the last checkpoint
+            # is where the run goes on.
+            text = f"the workers' parts don't come together: {error}"
+            self._recording.note("checkpoint_failed", text)
+
+    def _save_last(
+        self,
+        keeper: CheckpointKeeper,
+        reason: str,
+        model: Mapping[str, torch.Tensor] | None,
+        optimizer: OptimizerState,
+    ) -> None:
+        """Writes the state, if there is a `model` that this start has trained; notes the stop.
+
+        What is still being written comes first; nothing moves any more, so no copy is needed.
+
+        Raises:
+            StorageError: it could not be written, again and again.
+        """
+        self.drain()
+        if model is not None:
+            for pause_s in (*LAST_SAVE_PAUSES_S, None):
+                with self._saving:
+                    found = self._contents(model, optimizer)
+                    written = write_timed(keeper.write, self._state, found)
+                if not written.trouble:
+                    self._told(written, written.write_s)
+                    break
+                if pause_s is None:
+                    raise StorageError(written.trouble)
+                self._told(written, 0.0)
+                self._note_failure()
+                time.sleep(pause_s)
+        self._recording.stopped(reason)
+
+    def drain(self) -> None:
+        """Waits for the checkpoint that is being written, and tells of it."""
+        self._tell(wait=True)
+        self._note_failure()
+
+    def __enter__(self) -> Self:
+        """For `with`: what is being written at the end of the block is written to its end."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Waits for the checkpoint that is being written."""
+        if self._writer is None:
+            return
+        try:
+            self.drain()
+        except ConfigError as second:  # a newer start has taken over
+            if error is None:
+                raise
+            error.add_note(f"(and a checkpoint was given up: {second})")
+        finally:
+            self._writer.close()

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from distrain.coordinator.checkpoint import (
-    CHUNK_BYTES,
     STATE,
     DamagedCheckpointError,
     read_body,
 )
 from distrain.coordinator.run_layout import folder_name
+from distrain.coordinator.tensor_file import CHUNK_BYTES
 
 
 class RemovedCheckpointError(Exception):

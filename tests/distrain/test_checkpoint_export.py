@@ -15,7 +15,7 @@ from torch import nn
 
 from data_pipeline.errors import DataError
 from data_pipeline.standardize import Standardization
-from distrain.coordinator import checkpoint, checkpoint_verification
+from distrain.coordinator import checkpoint, checkpoint_verification, tensor_file
 from distrain.coordinator.checkpoint import (
     CheckpointContents,
     DamagedCheckpointError,
@@ -44,7 +44,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a checkpoint of step 7, whose digests are of chunks of 100 bytes."""
     root = tmp_path_factory.mktemp("checkpoints")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(checkpoint, "CHUNK_BYTES", CHUNK)
+        patched.setattr(tensor_file, "CHUNK_BYTES", CHUNK)
         tensors = {"model": {"w": torch.arange(90.0)}, "optimizer": {"m": torch.ones(3)}}
         write_checkpoint(root, 7, CheckpointContents(tensors, {"run": {"step": 7}}))
     return root
@@ -86,7 +86,7 @@ def test_verify_names_the_file_wherever_a_run_would_refuse_the_checkpoint(
 ) -> None:
     root = Path(shutil.copytree(written, tmp_path_factory.mktemp("harmed") / "checkpoints"))
     with pytest.MonkeyPatch.context() as patched:
-        for room in (checkpoint, checkpoint_verification):
+        for room in (checkpoint, checkpoint_verification, tensor_file):
             patched.setattr(room, "CHUNK_BYTES", CHUNK)
         assert damages(root, 7) == []
         read_checkpoint(root, 7)

@@ -64,6 +64,9 @@ class RunConfig:
     """Log after every so many steps, for each parameter, the norms of
     gradient and weights, and how far the step moved them (about 0.001 of
     their norm is healthy). 0, or none, for never."""
+    prometheus_port: int | None = None
+    """Serve the run's numbers for Prometheus at http://127.0.0.1:PORT/metrics
+    while it goes on; 0 for any free port, which is said."""
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -71,6 +74,10 @@ class RunConfig:
         check_above_zero("run.max_time_s", self.max_time_s)
         check_above_zero("run.grace_s", self.grace_s)
         check_at_least("run.inspect_every", self.inspect_every, 0)
+        if self.prometheus_port is not None and not 0 <= self.prometheus_port < 2**16:
+            raise ConfigError(
+                f"run.prometheus_port is {self.prometheus_port}; give 0 to {2**16 - 1}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

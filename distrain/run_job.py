@@ -128,6 +128,7 @@ def job_trainer(job: Job, train: Dataset, *, fresh: bool = False) -> Trainer:
         max_time_s=job.run.max_time_s,
         grace_s=job.run.grace_s,
         inspect_every=job.run.inspect_every,
+        prometheus_port=job.run.prometheus_port,
         check_every=job.parallel.check_every,
         timeout_s=job.parallel.timeout_s,
         backend=job.parallel.backend,

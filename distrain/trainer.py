@@ -87,6 +87,7 @@ class Trainer:
         max_time_s: float | None = None,
         grace_s: float = 30.0,
         inspect_every: int | None = None,
+        prometheus_port: int | None = None,
         check_every: int | None = ParallelConfig.check_every,
         timeout_s: float = ParallelConfig.timeout_s,
         backend: Backend = "torch",
@@ -133,6 +134,7 @@ class Trainer:
             max_time_s: Save and stop after so long, counted from the launcher's start.
             grace_s: Seconds from a signal to the end; after half, the last finished step is saved.
             inspect_every: Log norms of gradients, weights and updates every so many steps.
+            prometheus_port: Serve numbers for Prometheus on loopback; 0 for any free port.
             check_every: Compare the workers' states every so many steps; None for never.
             timeout_s: So long a worker waits for the others.
             backend: What carries the workers' exchanges; no part of the result.
@@ -195,6 +197,7 @@ class Trainer:
             early_stopping=early_stopping,
             max_time_s=max_time_s,
             grace_s=grace_s,
+            prometheus_port=prometheus_port,
         )
         self._settings = settings_identity(self._work, self._reading, self._step_settings) | {
             "compute_threads": compute_threads,

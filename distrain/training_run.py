@@ -37,6 +37,7 @@ class RunSettings:
     early_stopping: EarlyStopping | None = None
     max_time_s: float | None = None
     grace_s: float = 30.0
+    prometheus_port: int | None = None
 
     def tables(self) -> Mapping[str, Any]:
         """What the run's `job.toml` is to say: of one made by a script, what tools go by."""
@@ -70,6 +71,7 @@ class TrainingRun:
                     settings.tables(),
                     fresh=settings.fresh,
                     show=settings.show,
+                    prometheus_port=settings.prometheus_port,
                 )
             )
             if recording.is_finished(epochs):

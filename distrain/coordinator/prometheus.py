@@ -66,6 +66,11 @@ class PrometheusEndpoint:
             ) from error
         self.port = self._server.server_port
 
+    @property
+    def url(self) -> str:
+        """Where it is read."""
+        return f"http://{ADDRESS}:{self.port}/metrics"
+
     def begin(self, plan: BatchPlan, epochs: int) -> None:  # noqa: ARG002 - an observer's
         """How long the run is."""
         self._gauges["epochs"].set(epochs)

@@ -25,6 +25,7 @@ def open_recording(
     *,
     fresh: bool,
     show: bool,
+    prometheus_port: int | None = None,
 ) -> Iterator[Recording]:
     """A run's recording; an error that leaves the block is noted in the folder.
 
@@ -39,7 +40,7 @@ def open_recording(
             held = stack.enter_context(
                 RunFolder(folder, identity, fresh=fresh and not is_restart(Path(folder)))
             )
-        recording = Recording(world, held, job, show=show)
+        recording = Recording(world, held, job, show=show, prometheus_port=prometheus_port)
         try:
             yield recording
         except StoppedError:

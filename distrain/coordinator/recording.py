@@ -19,6 +19,7 @@ from distrain.coordinator.observers import (
     finite_or_none,
 )
 from distrain.coordinator.progress import progress_observer, say, score_lines, summary_lines
+from distrain.coordinator.prometheus import PrometheusEndpoint
 from distrain.coordinator.run_folder import RunFolder, load_model
 from distrain.coordinator.run_layout import DONE, EVENTS, FAILED, RESULT, STOPPED
 from distrain.coordinator.run_state import RunState
@@ -39,10 +40,17 @@ class Recording:
     """
 
     def __init__(
-        self, world: World, folder: RunFolder | None, job: Mapping[str, Any], *, show: bool
+        self,
+        world: World,
+        folder: RunFolder | None,
+        job: Mapping[str, Any],
+        *,
+        show: bool,
+        prometheus_port: int | None = None,
     ) -> None:
         """Tells nobody before `begin`."""
         self.folder, self._world, self._job, self._show = folder, world, job, show
+        self._prometheus_port = prometheus_port
         self._observers: list[Observer] = []
         self._state, self._planned, self._steps = RunState(), 0, 0
         self._began = time.monotonic()
@@ -114,6 +122,10 @@ class Recording:
                 self._observers.append(TensorBoardLog(self.folder.path, step))
             if self._show:
                 self._observers.append(progress_observer())
+            if self._prometheus_port is not None:
+                endpoint = PrometheusEndpoint(self._prometheus_port)
+                self._observers.append(endpoint)
+                notes.append(("prometheus", f"numbers for Prometheus at {endpoint.url}"))
         for observer in self._observers:
             observer.begin(plan, epochs)
         passed_over = [f"a damaged checkpoint is passed over: {text}" for text in damaged]

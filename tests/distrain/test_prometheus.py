@@ -1,20 +1,32 @@
 """The Prometheus endpoint, read with Prometheus' own parser."""
 
+import re
 import socket
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from torch.nn import CrossEntropyLoss, Linear, Module
+from torch.optim import SGD
 
+import distrain
+from data_pipeline import Dataset
+from distrain.config import RunConfig
 from distrain.coordinator.observers import Ending
 from distrain.coordinator.prometheus import ADDRESS, PrometheusEndpoint
 from distrain.errors import ConfigError
+from distrain.micro_batch import Columns, MicroBatchResult
 from tests.distrain.test_observers import PLAN, epoch_record, step_result
 
 
 def served(endpoint: PrometheusEndpoint) -> dict[tuple[str, str], float]:
-    with urlopen(f"http://{ADDRESS}:{endpoint.port}/metrics", timeout=10) as answer:
+    return read(endpoint.url)
+
+
+def read(url: str) -> dict[tuple[str, str], float]:
+    with urlopen(url, timeout=10) as answer:
         text = answer.read().decode()
     return {
         (sample.name, "".join(sample.labels.values())): sample.value
@@ -70,3 +82,34 @@ def test_a_port_that_is_taken_or_none_is_refused_by_name() -> None:
             PrometheusEndpoint(port)
     with pytest.raises(ConfigError, match=r"run\.prometheus_port is 70000"):
         PrometheusEndpoint(70_000)
+
+
+def test_a_run_that_is_asked_to_serves_while_it_goes_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    loss = CrossEntropyLoss()
+    seen = list[dict[tuple[str, str], float]]()
+
+    def run(model: Module, columns: Columns) -> MicroBatchResult:
+        url = re.search(r"http://\S+/metrics", capsys.readouterr().out)
+        if url is not None:
+            seen.append(read(url[0]))
+        outputs = model(columns["x"])
+        return loss(outputs, columns["y"]) * len(outputs), float(len(outputs)), outputs
+
+    data = Dataset.from_arrays({"x": np.eye(4, dtype=np.float32), "y": np.arange(4) % 2})
+    distrain.Trainer(
+        model=lambda: Linear(4, 2),
+        loss=loss,
+        optimizer=lambda parameters: SGD(parameters, lr=0.1),
+        inputs="x",
+        target="y",
+        micro_batch_step=run,
+        prometheus_port=0,
+    ).fit(data, epochs=1, global_batch=2)
+    assert [one["distrain_epochs", ""] for one in seen] == [1.0]
+
+
+def test_a_port_that_is_none_is_a_bad_config() -> None:
+    with pytest.raises(ConfigError, match=r"run\.prometheus_port is -1; give 0 to 65535"):
+        RunConfig(prometheus_port=-1)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from distrain.coordinator.early_stopping import EarlyStopping
     from distrain.coordinator.history import History
     from distrain.coordinator.observers import EpochRecord
+    from distrain.coordinator.plateau import Plateau
+    from distrain.coordinator.torch_metric import TorchMetric
     from distrain.learn import schedules
     from distrain.learn.averaging import ExponentialAverage, StochasticAverage
     from distrain.learn.losses import mean_over_samples
@@ -24,7 +26,9 @@ _HOMES = {
     "ExponentialAverage": "distrain.learn.averaging",
     "History": "distrain.coordinator.recording",
     "ParameterGroup": "distrain.learn.parameter_groups",
+    "Plateau": "distrain.coordinator.plateau",
     "StochasticAverage": "distrain.learn.averaging",
+    "TorchMetric": "distrain.coordinator.torch_metric",
     "Trainer": "distrain.trainer",
     "mean_over_samples": "distrain.learn.losses",
 }
@@ -36,7 +40,9 @@ __all__ = [
     "ExponentialAverage",
     "History",
     "ParameterGroup",
+    "Plateau",
     "StochasticAverage",
+    "TorchMetric",
     "Trainer",
     "mean_over_samples",
     "schedules",

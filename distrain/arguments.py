@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from distrain.coordinator.torch_metric import TorchMetric
 from distrain.errors import ConfigError
 from distrain.learn.averaging import Average
 from distrain.learn.parameter_groups import ParameterGroup
@@ -9,7 +10,7 @@ from distrain.learn.parameter_groups import ParameterGroup
 
 def check_arguments(
     *,
-    metrics: Sequence[str],
+    metrics: Sequence[str | TorchMetric],
     groups: Sequence[ParameterGroup],
     average: Average | None,
     max_time_s: float | None,
@@ -22,6 +23,12 @@ def check_arguments(
     """
     if isinstance(metrics, str):
         raise ConfigError(f"metrics is the text {metrics!r}; give a list: [{metrics!r}]")
+    for one in metrics:
+        if not isinstance(one, str | TorchMetric):
+            raise ConfigError(
+                f"metrics has {one!r}; give names, or distrain.TorchMetric(NAME, function that "
+                "makes it)"
+            )
     wrong: object = groups
     if isinstance(groups, list | tuple):
         wrong = next((one for one in groups if not isinstance(one, ParameterGroup)), None)

@@ -1,6 +1,6 @@
 """The parts of a training, put together and not started yet."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from data_pipeline.dataset import Dataset
@@ -8,11 +8,12 @@ from data_pipeline.heads import Span
 from data_pipeline.on_device import OnDevice
 from data_pipeline.prefetch import Prefetcher
 from data_pipeline.recipe import Recipe
-from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.metrics import MetricSet
+from distrain.coordinator.rules import Rules
 from distrain.parallel.split import BatchPlan
 from distrain.parallel.world import World
 from distrain.step import TrainingStep
+from distrain.validation import Measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +23,10 @@ class Assembly:
     Attributes:
         recipe: How training batches are made.
         step: Does one global batch.
-        evaluate: Measures the validation set, if there is one, asking `raised` now and then
+        metrics: What each step measures.
+        evaluate: Measures the validation sets, if there are any, asking `raised` now and then
             whether to leave.
+        rules: What goes by the scores.
     """
 
     world: World
@@ -32,7 +35,8 @@ class Assembly:
     recipe: Recipe
     metrics: MetricSet
     step: TrainingStep
-    evaluate: Callable[[Callable[[], int]], LedgerTotals] | None
+    evaluate: Callable[[Callable[[], int]], Measured] | None
+    rules: Rules
 
     def batches(self, steps: range, depth: int, threads: int = 1) -> OnDevice:
         """This worker's samples of some steps, on its device, `depth` batches prepared ahead."""
@@ -56,14 +60,8 @@ class Assembly:
         return OnDevice(prefetcher, self.world.device)
 
 
-def measured(metrics: MetricSet, validation: Dataset | None) -> list[str]:
-    """The names of the scores that each epoch will have."""
-    names = ["loss", *metrics.names]
-    return names + [f"val_{name}" for name in names if validation is not None]
-
-
 def check_datasets(
-    datasets: Sequence[Dataset], columns: Sequence[str], world: World, *, verify: bool
+    datasets: Iterable[Dataset], columns: Sequence[str], world: World, *, verify: bool
 ) -> None:
     """Refuses data that lacks a column or, if asked to `verify`, differs from its digests.
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from distrain.checks import check_above_zero, check_at_least, check_known
 from distrain.errors import ConfigError
+from distrain.metric_names import metric
 from distrain.update_config import AverageConfig, OptimizerConfig
 
 SCHEDULES: dict[str, tuple[str, ...]] = {
@@ -17,25 +18,16 @@ SCHEDULES: dict[str, tuple[str, ...]] = {
     "linear": ("tau_steps", "final_factor"),
     "step": ("every_steps", "decay"),
     "cosine": ("warmup_steps", "total_steps", "final_factor"),
+    "plateau": (
+        *("monitor", "mode", "factor", "patience"),
+        *("threshold", "threshold_mode", "cooldown", "min_factor"),
+    ),
 }
 """The schedules by name, each with the fields it takes."""
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 LOSSES = ("cross_entropy", "bce_with_logits", "mse", "mae", "huber")
-
-METRICS = (
-    "accuracy",
-    "precision",
-    "precision_micro",
-    "recall",
-    "recall_micro",
-    "f1",
-    "f1_micro",
-    "mse",
-    "mae",
-)
-"""Metrics by name; precision, recall and f1 without `_micro` are macro averages over classes."""
 
 Backend = Literal["torch", "horovod"]
 """What carries the workers' exchanges."""
@@ -92,8 +84,9 @@ class DataConfig:
     """Column that the loss compares the model's output with."""
     train: str = "train"
     """Part to train on."""
-    validation: str | None = "validation"
-    """Part to evaluate on after each epoch."""
+    validation: str | tuple[str, ...] | None = "validation"
+    """Part to evaluate on after each epoch, or several: the scores of a
+    single one are val_..., those of several val_PART_..."""
     standardize: bool = True
     """Scale uint8 and float inputs by the training part's mean and standard deviation."""
     prepare: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -111,12 +104,23 @@ class DataConfig:
     threads: int = 1
     """Threads of each worker that prepare batches; no part of the result."""
 
+    @property
+    def validation_parts(self) -> tuple[str, ...]:
+        """The parts to evaluate on."""
+        one = self.validation
+        return (one,) if isinstance(one, str) else one or ()
+
     def __post_init__(self) -> None:
         """Checks ranges."""
         if not 1 <= self.prefetch <= MOST_PREFETCH:
             raise ConfigError(f"data.prefetch is {self.prefetch}; give 1 to {MOST_PREFETCH}")
         if not 1 <= self.threads <= MOST_PREFETCH:
             raise ConfigError(f"data.threads is {self.threads}; give 1 to {MOST_PREFETCH}")
+        parts = self.validation_parts
+        if len(set(parts)) < len(parts) or (not parts and self.validation is not None):
+            raise ConfigError(
+                f'data.validation is {list(parts)}; name each part once, or give "none"'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,10 +177,10 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The factor on the learning rate, by step."""
+    """The factor on the learning rate, by step, or by a score (plateau)."""
 
     name: str = "constant"
-    """constant, linear, step or cosine."""
+    """constant, linear, step, cosine or plateau."""
     tau_steps: int | None = None
     """linear: the step from which the rate stays constant."""
     final_factor: float | None = None
@@ -189,19 +193,37 @@ class ScheduleConfig:
     """cosine: steps of linear growth from 0."""
     total_steps: int | None = None
     """cosine: the step at which the final factor is reached; the run's last step unless given."""
+    monitor: str | None = None
+    """plateau: the score to go by, val_loss unless given."""
+    mode: Literal["auto", "min", "max"] | None = None
+    """plateau: whether less or more is better; auto, the default: less for
+    losses and errors, more for the rest."""
+    factor: float | None = None
+    """plateau: what the rate is multiplied by; 0.1 unless given."""
+    patience: int | None = None
+    """plateau: epochs without improvement that are borne; 10 unless given."""
+    threshold: float | None = None
+    """plateau: change that counts only if exceeded; 1e-4 unless given."""
+    threshold_mode: Literal["rel", "abs"] | None = None
+    """plateau: threshold as a share of the best score (rel, the default) or
+    in its own unit."""
+    cooldown: int | None = None
+    """plateau: epochs after a fall in which nothing is counted."""
+    min_factor: float | None = None
+    """plateau: the rate never falls below this share of the first."""
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that are given, by name."""
+        names = dict.fromkeys(name for takes in SCHEDULES.values() for name in takes)
+        found = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
 
     def __post_init__(self) -> None:
         """Checks names, and that the schedule takes what is given and is given what it needs."""
         check_known("schedule.name", self.name, SCHEDULES)
-        for name in (
-            "tau_steps",
-            "final_factor",
-            "every_steps",
-            "decay",
-            "warmup_steps",
-            "total_steps",
-        ):
-            if getattr(self, name) is not None and name not in SCHEDULES[self.name]:
+        for name in self.given:
+            if name not in SCHEDULES[self.name]:
                 takes = ", ".join(SCHEDULES[self.name]) or "no fields"
                 raise ConfigError(f"schedule.{name} is not for {self.name}, which takes {takes}")
         for schedule, needed in (("linear", "tau_steps"), ("step", "every_steps")):
@@ -235,7 +257,12 @@ class TrainingConfig:
     float16 scales the loss, and skips a step whose gradient overflows.
     Part of the result."""
     metrics: tuple[str, ...] = ()
-    """accuracy, precision, recall, f1 (macro; with _micro micro averages), mse, mae."""
+    """accuracy, balanced_accuracy, top_K (top_5), precision, recall and f1
+    (macro; also with _micro or _weighted), coverage_T and
+    covered_accuracy_T (share of samples with a top probability from T on,
+    and accuracy on those), perplexity, mse, mae, huber (huber_DELTA), r2;
+    on validation sets alone roc_auc, pr_auc (average precision) and
+    confusion (a matrix, in events.jsonl)."""
 
     def __post_init__(self) -> None:
         """Checks ranges, names and that micro-batches fill a global batch."""
@@ -248,7 +275,10 @@ class TrainingConfig:
         check_above_zero("training.clip_norm", self.clip_norm)
         check_above_zero("training.clip_value", self.clip_value)
         for name in self.metrics:
-            check_known("training.metrics", name, METRICS)
+            try:
+                metric(name)
+            except ConfigError as error:
+                raise ConfigError(f"training.metrics: {error}") from None
         if self.micro_batch is not None:
             check_micro_batch(self.global_batch, self.micro_batch)
 

@@ -57,6 +57,10 @@ class ProgramError(DistrainError):
     """The model, the loss or the program is at fault."""
 
 
+class UndefinedScoreWarning(UserWarning):
+    """A metric is not defined on a data set, and is NaN."""
+
+
 class NonFiniteError(ProgramError):
     """A loss or gradient is NaN or infinite; says at which step and for which samples.
 

@@ -1,7 +1,9 @@
 """Exact metrics and predictions over a whole data set, whatever the number of workers (rule 14)."""
 
+import math
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,11 +14,12 @@ from data_pipeline.on_device import OnDevice
 from data_pipeline.prefetch import Prefetcher
 from data_pipeline.recipe import Recipe
 from distrain.coordinator.ledger import Ledger, LedgerTotals
-from distrain.coordinator.metrics import MetricSet
+from distrain.coordinator.metrics import Chunk, MetricSet
 from distrain.coordinator.stops import StopAskedError
-from distrain.errors import ProgramError
+from distrain.errors import ProgramError, UndefinedScoreWarning
 from distrain.micro_batch import Columns, MicroBatchStep, checked_result
 from distrain.numerics import evaluation_mode, evaluation_seed, seed_generators
+from distrain.parallel.gathering import gather_chunks
 from distrain.parallel.payload import PayloadLayout
 from distrain.parallel.reduction import TreeReduction
 from distrain.parallel.split import owned_range
@@ -28,12 +31,17 @@ ROWS = 128
 POLL_EVERY_S = 1.0
 """About how often the workers ask each other whether to stop."""
 
-_DTYPES = (
-    *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
-    *(torch.complex64, torch.complex128),
-    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
-)
-"""What predictions may be made of, in the order of the number that a worker sends for it."""
+
+class Scores(dict[str, float]):
+    """Scores by name, with what is no number beside them.
+
+    Attributes:
+        confusion: `(C, C)`, int64: how often samples of a class (row) were taken for each
+            (column); None where it was not asked for. Outputs beyond the last class are in no
+            column.
+    """
+
+    confusion: torch.Tensor | None = None
 
 
 class Evaluation:
@@ -54,10 +62,63 @@ class Evaluation:
         self._model, self._run, self._world, self._seed = model, run, world, seed
         self._raised = raised
 
-    def totals(
+    def scores(
         self, dataset: Dataset, recipe: Recipe, metrics: MetricSet, *, target: str
+    ) -> Scores:
+        """The mean loss and all metrics over every row once, the same bits on every worker.
+
+        Where a metric needs all outputs at once, every worker's host has them, and the targets,
+        meanwhile.
+
+        Raises:
+            StopAskedError: a worker has been asked to stop; on all workers alike.
+        """
+        kept: list[Chunk] | None = [] if metrics.needs_outputs else None
+        totals = self.totals(dataset, recipe, metrics, target=target, kept=kept)
+        measured = totals.scores(metrics)
+        if kept is not None:
+            measured |= self._of_outputs(kept, metrics, dataset)
+        found = Scores({name: measured[name] for name in ("loss", *metrics.names)})
+        found.confusion = metrics.confusion(totals.metric_counts)
+        return found
+
+    def _of_outputs(
+        self, kept: Sequence[Chunk], metrics: MetricSet, dataset: Dataset
+    ) -> dict[str, float]:
+        """What all outputs tell: all workers compute it, and believe rank 0's processor."""
+        world = self._world
+        outputs = gather_chunks([outputs for outputs, _ in kept], world)
+        targets = gather_chunks([target for _, target in kept], world)
+        seed_generators(evaluation_seed(self._seed, _num_chunks(dataset)), world.device)
+        with torch.inference_mode():
+            found = metrics.of_outputs(list(zip(outputs, targets, strict=True)))
+        values = torch.tensor(list(found.values()), dtype=torch.float64, device=world.device)
+        world.communicator.broadcast(values)
+        if undefined := [name for name in found if math.isnan(found[name])]:
+            self._warn_of(undefined)
+        return dict(zip(found, values.tolist(), strict=True))
+
+    def _warn_of(self, undefined: Sequence[str]) -> None:
+        if self._world.rank == 0:
+            warnings.warn(
+                f"{', '.join(undefined)}: not defined on this data set (NaN), such as where all "
+                "targets are of one class",
+                UndefinedScoreWarning,
+                stacklevel=2,
+            )
+
+    def totals(
+        self,
+        dataset: Dataset,
+        recipe: Recipe,
+        metrics: MetricSet,
+        *,
+        target: str,
+        kept: list[Chunk] | None = None,
     ) -> LedgerTotals:
         """Loss and metric sums over every row once, the same bits on every worker.
+
+        This worker's outputs and targets are added to `kept`.
 
         Raises:
             StopAskedError: a worker has been asked to stop; on all workers alike.
@@ -79,6 +140,8 @@ class Evaluation:
                     target=columns[target],
                 )
                 reduction.push(leaf)
+                if kept is not None and outputs is not None:
+                    kept.append((_on_host(outputs), _on_host(columns[target])))
         return ledger.read(reduction.sum().total)
 
     def _polling(self, chunks: Iterator[Columns], dataset: Dataset) -> Iterator[Columns]:
@@ -115,8 +178,8 @@ class Evaluation:
                     raise ProgramError(
                         "there are no predictions: the micro_batch_step returned None"
                     )
-                found.append(outputs.detach().clone())
-        return self._gathered(found, dataset)
+                found.append(_on_host(outputs))
+        return torch.cat(gather_chunks(found, self._world))
 
     @contextmanager
     def _owned_chunks(self, dataset: Dataset, recipe: Recipe) -> Iterator[Iterator[Columns]]:
@@ -136,40 +199,11 @@ class Evaluation:
             with evaluation_mode(self._model):
                 yield chunks()
 
-    def _gathered(self, found: list[torch.Tensor], dataset: Dataset) -> torch.Tensor:
-        """All workers' outputs by rank, each padded to the longest for the exchange."""
-        world = self._world
-        if world.size == 1:
-            return torch.cat(found).cpu()
-        local = torch.cat(found) if found else None
-        shape, dtype = _agree_on_kind(local, world)
-        counts = [
-            _num_rows(owned_range(_num_chunks(dataset), rank, world.size), dataset)
-            for rank in range(world.size)
-        ]
-        send = torch.zeros((max(counts), *shape), dtype=dtype, device=world.device)
-        if local is not None:
-            send[: len(local)] = local
-        # As bytes, which every backend carries, whatever the dtype.
-        received = world.communicator.all_gather(send.view(-1).view(torch.uint8)).cpu()
-        received = received.view(dtype).view(world.size, *send.shape)
-        return torch.cat([rows[:count] for rows, count in zip(received, counts, strict=True)])
-
 
 def _num_chunks(dataset: Dataset) -> int:
     return -(-dataset.num_rows // ROWS)
 
 
-def _num_rows(chunks: range, dataset: Dataset) -> int:
-    return max(0, min(chunks.stop * ROWS, dataset.num_rows) - chunks.start * ROWS)
-
-
-def _agree_on_kind(local: torch.Tensor | None, world: World) -> tuple[list[int], torch.dtype]:
-    """Shape and dtype of one output; a worker without rows learns them from the others."""
-    most = 8
-    mine = torch.zeros(most + 1, dtype=torch.int64, device=world.device)
-    if local is not None:
-        sizes = [_DTYPES.index(local.dtype), local.ndim, *local.shape[1:]]
-        mine[: len(sizes)] = torch.tensor(sizes, dtype=torch.int64)
-    dtype, ndim, *shape = world.communicator.all_gather(mine).amax(0).tolist()
-    return [int(size) for size in shape[: ndim - 1]], _DTYPES[dtype]
+def _on_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy: batches lie in memory that is used again."""
+    return tensor.detach().to("cpu", copy=True)

@@ -15,6 +15,7 @@ from distrain.parallel.replicas import weights_digest
 from distrain.parallel.split import BatchPlan
 from distrain.reading import Reading
 from distrain.step_settings import StepSettings
+from distrain.validation import ValidationSets
 
 
 def run_identity(
@@ -23,7 +24,7 @@ def run_identity(
     recipe: Recipe,
     *,
     train: Dataset,
-    validation: Dataset | None,
+    validation: ValidationSets,
 ) -> dict[str, Any]:
     """The part of a run's identity that comes from its objects, as plain values for TOML.
 
@@ -31,7 +32,7 @@ def run_identity(
     """
     return {
         "data": f"{train.part}@{train.digest}",
-        "validation": f"{validation.part}@{validation.digest}" if validation else "none",
+        "validation": validation.identity,
         "draws": DRAWS_VERSION,
         "sampling": recipe.sampling,
         "augment": [describe(transform) for transform in recipe.transforms],

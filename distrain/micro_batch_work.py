@@ -6,7 +6,10 @@ from dataclasses import dataclass
 import torch
 
 from data_pipeline.dataset import Dataset
+from distrain.coordinator.error_metrics import center_of
 from distrain.coordinator.metrics import MetricSet
+from distrain.coordinator.torch_metric import TorchMetric
+from distrain.errors import ConfigError
 from distrain.learn.losses import SummedLoss
 from distrain.micro_batch import Columns, MicroBatchResult, MicroBatchStep
 from distrain.precision import Precision, full
@@ -41,13 +44,25 @@ class MicroBatchWork:
         """For outputs alone."""
         return self.precision.wrapped(self.own or self._outputs_only, self.device)
 
-    def metric_set(self, names: Sequence[str], dataset: Dataset) -> MetricSet:
-        """What is measured of outputs against a data set's target."""
+    def metric_set(self, chosen: Sequence[str | TorchMetric], dataset: Dataset) -> MetricSet:
+        """What is measured of outputs against a data set's target.
+
+        Raises:
+            ConfigError: a metric is unknown, or does not go with the target.
+        """
+        center = center_of(dataset, self.target) if "r2" in chosen else None
+        if "r2" in chosen and center is None:
+            raise ConfigError(
+                f"r2 needs as many numbers in each sample, and {self.target} has sequences: take "
+                "mse, mae or huber"
+            )
         return MetricSet(
-            names,
+            chosen,
             len(dataset.column(self.target).classes),
             ignore_index=self.loss.ignore_index,
             threshold=self.loss.threshold,
+            probabilities=self.loss.probabilities,
+            center=center,
         )
 
     def _standard(self, model: torch.nn.Module, columns: Columns) -> MicroBatchResult:

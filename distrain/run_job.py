@@ -21,6 +21,7 @@ from distrain.config import Job, ScheduleConfig
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.coordinator.history import History
+from distrain.coordinator.plateau import Plateau
 from distrain.errors import ConfigError
 from distrain.job_file import job_tables
 from distrain.learn import averaging, models, schedules
@@ -28,6 +29,7 @@ from distrain.learn.parameter_groups import Groups, ParameterGroup
 from distrain.parallel.split import plan_batches
 from distrain.trainer import Trainer
 from distrain.update_config import AverageConfig, OptimizerConfig, given_settings
+from distrain.validation import Validation
 
 MODELS: dict[str, Callable[..., torch.nn.Module]] = {"mlp": models.mlp, "cnn": models.cnn}
 """What `model.build` names without importing code of the user's."""
@@ -64,10 +66,12 @@ def run_job(job: Job, *, fresh: bool = False) -> History:
     )
 
 
-def job_datasets(job: Job) -> tuple[Dataset, Dataset | None]:
+def job_datasets(job: Job) -> tuple[Dataset, Validation]:
     """The job's parts for training and for validation."""
-    train = Dataset(job.data.path, job.data.train)
-    return train, Dataset(job.data.path, job.data.validation) if job.data.validation else None
+    train, parts = Dataset(job.data.path, job.data.train), job.data.validation
+    if isinstance(parts, str):
+        return train, Dataset(job.data.path, parts)
+    return train, {part: Dataset(job.data.path, part) for part in parts} if parts else None
 
 
 def job_batches(job: Job) -> dict[str, Any]:
@@ -156,18 +160,7 @@ def make_optimizer(
 
 def make_schedule(config: ScheduleConfig, total_steps: int) -> schedules.Schedule:
     """The schedule of that name; `total_steps` is the run's length."""
-    given = {
-        name: value
-        for name in (
-            "tau_steps",
-            "final_factor",
-            "every_steps",
-            "decay",
-            "warmup_steps",
-            "total_steps",
-        )
-        if (value := getattr(config, name)) is not None
-    }
+    given = config.given
     match config.name:
         case "linear":
             return schedules.Linear(**given)
@@ -175,6 +168,8 @@ def make_schedule(config: ScheduleConfig, total_steps: int) -> schedules.Schedul
             return schedules.Step(**given)
         case "cosine":
             return schedules.Cosine(**{"total_steps": total_steps, **given})
+        case "plateau":
+            return Plateau(**given)
     return schedules.Constant()
 
 

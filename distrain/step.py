@@ -149,11 +149,13 @@ class TrainingStep:
         columns: Columns,
         raised: Callable[[], Mapping[Flag, int]] = _nothing,
         loss_scale: LossScale | None = None,
+        fall: float = 1.0,
     ) -> StepResult:
         """Does one step; `columns` holds the samples of this worker's micro-batches.
 
         `raised()` is what asks this worker to stop; every worker is told all of them. `loss_scale`
-        is what the step before has left, None for the first.
+        is what the step before has left, None for the first. `fall` is a factor on all learning
+        rates, beside the schedule's.
 
         Raises:
             NonFiniteError: on all workers alike; the weights are those before the step.
@@ -172,7 +174,7 @@ class TrainingStep:
         self.check.judge(batch.step, summed.flags[Flag.STATE])
         if summed.is_wrong:  # seen by all workers alike: once more, the slow way
             self._statistics.restore()
-            return self(batch, columns, raised, loss_scale)
+            return self(batch, columns, raised, loss_scale, fall)
         totals = self._ledger.read(summed.total)
         # Each backward pass ran on sum / global_batch (a constant, so that float16 would not
         # overflow); what is wanted is sum / weight (rule 4).
@@ -185,7 +187,7 @@ class TrainingStep:
             scaling = scaling.after(overflow=overflow)
             self._is_spent = scaling.is_spent
             if overflow and not self._is_spent:
-                lr = self._skip(batch)
+                lr = self._skip(batch, fall)
                 return StepResult(
                     batch, totals, norm, lr, summed.flags, None, scaling, skipped=True
                 )
@@ -193,7 +195,7 @@ class TrainingStep:
             raise self._non_finite(batch, owned, columns)
         self._inspector.before(batch.step, partial(self.update.ownership.whole, summed.gradient))
         self.update.clip(summed.gradient, norm)
-        lr = self.update.set_learning_rate(batch.step)
+        lr = self.update.set_learning_rate(batch.step, fall)
         with self.standing.moving_to(batch.step + 1):
             self._statistics.apply(summed.total.float32)
             if self._norms is not None:
@@ -203,12 +205,12 @@ class TrainingStep:
         looked = self._inspector.after()
         return StepResult(batch, totals, norm, lr, summed.flags, looked, scaling)
 
-    def _skip(self, batch: GlobalBatch) -> float:
+    def _skip(self, batch: GlobalBatch, fall: float) -> float:
         """Counts a step that moves nothing; gives its learning rate."""
         self._sum.gradients.clear()
         with self.standing.moving_to(batch.step + 1):
             self._statistics.restore()
-        return self.update.set_learning_rate(batch.step)
+        return self.update.set_learning_rate(batch.step, fall)
 
     def _leaves(
         self, batch: GlobalBatch, owned: range, columns: Columns

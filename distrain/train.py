@@ -8,7 +8,7 @@ import torch
 
 from data_pipeline.batches import Batch
 from distrain.assembly import Assembly
-from distrain.coordinator.early_stopping import EarlyStopping, judge
+from distrain.coordinator.early_stopping import judge
 from distrain.coordinator.observers import EpochRecord
 from distrain.coordinator.recording import Recording
 from distrain.coordinator.run_state import RunState
@@ -16,6 +16,7 @@ from distrain.coordinator.saving import Saver
 from distrain.coordinator.stops import StopAskedError
 from distrain.parallel.summing import Flag
 from distrain.step import check_finite
+from distrain.validation import Measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,6 @@ class TrainingLoop:
     model: torch.nn.Module
     parts: Assembly
     batches: Iterator[Batch]
-    early_stopping: EarlyStopping | None
     recording: Recording
     saver: Saver
     raised: Callable[[], int]
@@ -46,7 +46,7 @@ class TrainingLoop:
         Raises:
             StopAskedError: a worker was asked to stop; on all workers after the same step.
         """
-        parts, rule, recording = self.parts, self.early_stopping, self.recording
+        parts, rule, recording = self.parts, self.parts.rules.early_stopping, self.recording
         steps_per_epoch, metrics = parts.plan.steps_per_epoch, parts.metrics
         asked, seen, began = False, 0, time.monotonic()
         self.model.train()
@@ -54,7 +54,9 @@ class TrainingLoop:
             if not state.ends_epoch(steps_per_epoch):
                 batch = parts.plan.batch(state.step)
                 columns = next(self.batches).columns
-                result = parts.step(batch, columns, self._flags, state.loss_scale)
+                result = parts.step(
+                    batch, columns, self._flags, state.loss_scale, state.fall.factor
+                )
                 state = state.after_step(result.totals, result.loss_scale)
                 seen += batch.num_samples
                 recording.step(result, state)
@@ -66,17 +68,21 @@ class TrainingLoop:
             if state.ends_epoch(steps_per_epoch) and state.totals is not None:
                 check_finite(self.model, state.step)
                 rate = seen / (time.monotonic() - began)
-                scores = state.totals.scores(metrics)
                 with parts.step.standing.averaged():
-                    if parts.evaluate is not None:
-                        scores |= parts.evaluate(self.raised).scores(metrics, prefix="val_")
+                    measured = parts.evaluate(self.raised) if parts.evaluate else Measured()
+                    scores = state.totals.scores(metrics) | measured.scores
                     epoch, seconds = state.step // steps_per_epoch, time.monotonic() - began
-                    record = EpochRecord(epoch, state.step, scores, seconds, rate)
+                    record = EpochRecord(
+                        epoch, state.step, scores, seconds, rate, measured.confusion
+                    )
                     recording.epoch(record)
                     verdict = judge(rule, state.progress, record.epoch, scores)
                     if verdict.improved and rule is not None and rule.restore_best:
                         best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-                state = state.after_epoch(record, verdict)
+                fall = state.fall.after(parts.rules.plateau, scores)
+                if fall.factor < state.fall.factor:
+                    recording.note("plateau", fall.text, step=state.step, factor=fall.factor)
+                state = state.after_epoch(record, verdict, fall)
                 seen, began = 0, time.monotonic()
             self.saver.state(state, self.model, parts.step, best, asked=asked)
         parts.step.check.compare(state.step)

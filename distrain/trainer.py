@@ -14,16 +14,18 @@ from data_pipeline.dataset import Dataset
 from data_pipeline.recipe import training_transforms
 from data_pipeline.sampling import Kind, Sampling
 from distrain.arguments import check_arguments
-from distrain.assembly import Assembly, check_datasets, measured
+from distrain.assembly import Assembly, check_datasets
 from distrain.config import Backend, ParallelConfig
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.coordinator.history import History
-from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.metrics import MetricSet
+from distrain.coordinator.plateau import Plateau
+from distrain.coordinator.rules import Rules
+from distrain.coordinator.torch_metric import TorchMetric
 from distrain.describe import described
 from distrain.errors import ConfigError
-from distrain.evaluate import Evaluation
+from distrain.evaluate import Evaluation, Scores
 from distrain.identity import describe_optimizer, run_identity, settings_identity
 from distrain.learn.averaging import Average, AveragedWeights
 from distrain.learn.losses import SummedLoss, refuse_trainable
@@ -43,6 +45,7 @@ from distrain.step import TrainingStep
 from distrain.step_settings import StepSettings
 from distrain.training_run import RunSettings, TrainingRun
 from distrain.update import Clip
+from distrain.validation import Validation, ValidationSets
 
 
 class Trainer:
@@ -65,7 +68,7 @@ class Trainer:
         target: str,
         run: str | Path | None = None,
         seed: int = 0,
-        metrics: Sequence[str] = (),
+        metrics: Sequence[str | TorchMetric] = (),
         schedule: Schedule | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
@@ -110,8 +113,9 @@ class Trainer:
             target: The column that the loss and the metrics compare with.
             run: The run's folder; None leaves no files.
             seed: Of weights, order, augmentation and everything drawn while training.
-            metrics: Names from `distrain.config.METRICS`.
-            schedule: From the step, counted from 0, to a factor on the learning rates.
+            metrics: Names as in docs/metrics.md, and torchmetrics' by `distrain.TorchMetric`.
+            schedule: From the step, counted from 0, to a factor on the learning rates; or
+                `distrain.Plateau`, which goes by a score.
             clip_norm: The gradient is scaled down to this global norm.
             clip_value: Each element of the gradient is clamped to this magnitude first.
             average: Whether an average of the weights is what is evaluated, and the result:
@@ -187,14 +191,16 @@ class Trainer:
             inspect_every=inspect_every,
             check_every=check_every,
         )
-        self._rules = (early_stopping, checkpoint)
+        self._rules = Rules(
+            early_stopping=early_stopping,
+            checkpoint=checkpoint if saves else None,
+            plateau=schedule if isinstance(schedule, Plateau) else None,
+        )
         self._run_settings = RunSettings(
             folder=run,
             fresh=fresh,
             show=progress,
             job=job or {},
-            checkpoint=checkpoint if saves else None,
-            early_stopping=early_stopping,
             max_time_s=max_time_s,
             grace_s=grace_s,
             prometheus_port=prometheus_port,
@@ -218,7 +224,7 @@ class Trainer:
     def fit(
         self,
         train: Dataset,
-        validation: Dataset | None = None,
+        validation: Validation = None,
         *,
         epochs: int,
         global_batch: int,
@@ -237,7 +243,8 @@ class Trainer:
 
         Args:
             train: What is learned from.
-            validation: What `val_...` is measured on.
+            validation: What `val_...` is measured on; several by name, `{"shifted": ...}`, give
+                `val_shifted_...`.
             epochs: Times that every sample is seen.
             global_batch: Samples of one update, over all workers.
             micro_batch: Samples of one forward pass, part of the result; by default up to 32.
@@ -269,7 +276,7 @@ class Trainer:
             verify=verify,
         )
         identity = self._settings | run_identity(
-            self.model, parts.plan, parts.recipe, train=train, validation=validation
+            self.model, parts.plan, parts.recipe, train=train, validation=ValidationSets(validation)
         )
         run = TrainingRun(self.model, parts, self._run_settings)
         return run.to_end(identity, epochs, prefetch=prefetch, threads=threads)
@@ -277,7 +284,7 @@ class Trainer:
     def assemble(
         self,
         train: Dataset,
-        validation: Dataset | None = None,
+        validation: Validation = None,
         *,
         global_batch: int,
         micro_batch: int | None = None,
@@ -293,13 +300,13 @@ class Trainer:
         plan = plan_batches(train.num_rows, global_batch, micro_batch, last_batch)
         plan.check_world_size(self._world.size)
         self._reading.fit(train)
-        metrics = self._work.metric_set(self._metrics, train)
-        for rule in self._rules:
-            if rule is not None:
-                rule.check(measured(metrics, validation))
-        datasets = (train,) if validation is None else (train, validation)
+        metrics, sets = self._work.metric_set(self._metrics, train), ValidationSets(validation)
+        rules = self._rules.settled(sets.directions(metrics))
+        datasets = (train, *sets.by_prefix.values())
         check_datasets(datasets, (self._inputs, self._target), self._world, verify=verify)
         self.optimizer = self._make_optimizer()
+        # They move no weight, but the sums of an epoch in hand are theirs.
+        self._settings["metrics"] = list(metrics.given)
         # Before a sharded one is given pieces in place of parameters.
         self._settings["optimizer"] = describe_optimizer(self.optimizer, self.model)
         recipe = replace(
@@ -313,18 +320,24 @@ class Trainer:
             train=train,
             plan=plan,
             recipe=recipe.fitted(train),
-            metrics=metrics,
-            step=self._training_step(self.optimizer, plan, metrics, recipe.sampled(train)),
-            evaluate=None if validation is None else partial(self._evaluate, validation, metrics),
+            metrics=metrics.in_training(),
+            step=self._training_step(
+                self.optimizer, plan, metrics.in_training(), recipe.sampled(train)
+            ),
+            evaluate=partial(sets.measure, partial(self._evaluate, metrics))
+            if sets.by_prefix
+            else None,
+            rules=rules,
         )
 
-    def evaluate(self, dataset: Dataset) -> dict[str, float]:
+    def evaluate(self, dataset: Dataset) -> Scores:
         """The mean loss and all metrics over a whole data set, exact at any number of workers.
 
+        A confusion matrix that was asked for is the result's `confusion`, `(C, C)`.
         Inputs are scaled as in the last `fit`; before one, by the data set's own statistics.
         """
         metrics = self._work.metric_set(self._metrics, dataset)
-        return self._evaluate(dataset, metrics).scores(metrics)
+        return self._evaluate(metrics, dataset)
 
     def predict(self, dataset: Dataset) -> torch.Tensor:
         """The model's outputs `(N, ...)` for all rows in their order, on every worker's host."""
@@ -335,10 +348,10 @@ class Trainer:
         )
 
     def _evaluate(
-        self, dataset: Dataset, metrics: MetricSet, raised: Callable[[], int] | None = None
-    ) -> LedgerTotals:
+        self, metrics: MetricSet, dataset: Dataset, raised: Callable[[], int] | None = None
+    ) -> Scores:
         evaluation = Evaluation(self.model, self._work.step, self._world, self._seed, raised)
-        return evaluation.totals(
+        return evaluation.scores(
             dataset, self._reading.recipe(dataset), metrics, target=self._target
         )
 

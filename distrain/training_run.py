@@ -9,8 +9,6 @@ from typing import Any
 import torch
 
 from distrain.assembly import Assembly
-from distrain.coordinator.checkpointing import Checkpoint
-from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.coordinator.history import History
 from distrain.coordinator.recorded_run import open_recording
 from distrain.coordinator.saving import Saver
@@ -26,22 +24,15 @@ class RunSettings:
     Attributes:
         folder: None leaves no files.
         job: Tables of a job file.
-        checkpoint: None where nothing is saved.
     """
 
     folder: str | Path | None = None
     fresh: bool = False
     show: bool = True
     job: Mapping[str, Any] = field(default_factory=dict)
-    checkpoint: Checkpoint | None = None
-    early_stopping: EarlyStopping | None = None
     max_time_s: float | None = None
     grace_s: float = 30.0
     prometheus_port: int | None = None
-
-    def tables(self) -> Mapping[str, Any]:
-        """What the run's `job.toml` is to say: of one made by a script, what tools go by."""
-        return self.job or ({} if self.checkpoint is None else checkpoint_tables(self.checkpoint))
 
 
 class TrainingRun:
@@ -68,7 +59,7 @@ class TrainingRun:
                     parts.world,
                     settings.folder,
                     identity,
-                    settings.tables(),
+                    self._tables(),
                     fresh=settings.fresh,
                     show=settings.show,
                     prometheus_port=settings.prometheus_port,
@@ -76,7 +67,7 @@ class TrainingRun:
             )
             if recording.is_finished(epochs):
                 return recording.load_result(self._model)
-            saver = stack.enter_context(Saver(parts.world, recording, settings.checkpoint))
+            saver = stack.enter_context(Saver(parts.world, recording, parts.rules.checkpoint))
             state, best, damaged = saver.take_up(self._model, parts.step, last)
             recording.begin(parts.plan, epochs, state, damaged)
             saver.begin()
@@ -86,7 +77,6 @@ class TrainingRun:
                     model=self._model,
                     parts=parts,
                     batches=batches,
-                    early_stopping=settings.early_stopping,
                     recording=recording,
                     saver=saver,
                     raised=lambda: watch.flag,
@@ -104,11 +94,16 @@ class TrainingRun:
                 parts.step.average.exchange()
             return recording.finish(self._model, restored=bool(best))
 
+    def _tables(self) -> Mapping[str, Any]:
+        """What the run's `job.toml` is to say: of one made by a script, what tools go by."""
+        policy = self._parts.rules.checkpoint
+        return self._settings.job or ({} if policy is None else checkpoint_tables(policy))
+
     def _stop_watch(self, saver: Saver) -> StopWatch:
         """Watches for signals where there is something to save, on every rank alike."""
         return StopWatch(
             self._settings.grace_s,
             self._settings.max_time_s,
             lambda reason: saver.save_unfinished(reason, self._parts.step),
-            signals=WATCHED if self._settings.checkpoint is not None else (),
+            signals=WATCHED if self._parts.rules.checkpoint is not None else (),
         )

@@ -55,7 +55,7 @@ def _counts(job: Job) -> dict[str, Any]:
     last = batches.batch(batches.steps_per_epoch - 1)
     return {
         "rows": rows,
-        "validation_rows": manifest.parts[job.data.validation].rows if job.data.validation else 0,
+        "validation_rows": sum(manifest.parts[part].rows for part in job.data.validation_parts),
         "epochs": training.epochs,
         "steps_per_epoch": batches.steps_per_epoch,
         "steps": training.epochs * batches.steps_per_epoch,

@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 from distrain.coordinator.run_layout import DONE, RUNNING, STOPPED
 from distrain.coordinator.run_status import LOST, RunStatus, read_status
+from distrain.coordinator.score_lines import score_lines
 
 
 def show(folder: Path, *, as_json: bool) -> None:
@@ -43,14 +43,7 @@ def _details(status: RunStatus) -> list[str]:
     if status.steps_per_s is not None and status.seconds_left is not None:
         left = duration(status.seconds_left)
         lines.append(f"{status.steps_per_s:,.1f} steps/s, about {left} left")
-    for title, of_validation in (("training", False), ("validation", True)):
-        scores = [
-            f"{name.removeprefix('val_')} {math.nan if score is None else score:.4f}"
-            for name, score in status.scores.items()
-            if name.startswith("val_") == of_validation
-        ]
-        if scores:
-            lines.append(f"{title:<10}  {', '.join(scores)}")
+    lines += score_lines(status.scores)
     if status.checkpoint_step is not None:
         lines.append(f"newest checkpoint: step {status.checkpoint_step:,}")
     if status.result is not None:

@@ -113,7 +113,7 @@ def check_job(job: Job, workers: int) -> None:
     """
     root = Path(job.data.path)
     manifest = read_manifest(root)
-    for part in filter(None, (job.data.train, job.data.validation)):
+    for part in (job.data.train, *job.data.validation_parts):
         if part not in manifest.parts:
             raise DataError(f"{root} has no part {part!r}; its parts are {sorted(manifest.parts)}")
     names = [column.name for column in manifest.columns]

@@ -20,7 +20,10 @@ def test_the_tree_has_every_file(folder: str) -> None:
     assert own_files(folder) - named == set()
 
 
-@pytest.mark.parametrize("guide", ["README.md", "docs/numerics.md", "docs/parallel.md"])
+GUIDES = ["README.md", "docs/numerics.md", "docs/parallel.md", "docs/metrics.md"]
+
+
+@pytest.mark.parametrize("guide", GUIDES)
 def test_every_file_that_is_named_is_there(guide: str) -> None:
     text = TREE if guide == "README.md" else (ROOT / guide).read_text()
     paths = [

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,10 +12,9 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from data_pipeline.errors import StorageError
-from distrain.checks import near_names
 from distrain.config import CheckpointConfig
 from distrain.coordinator.checkpoint import CheckpointContents, write_checkpoint
-from distrain.coordinator.early_stopping import beats
+from distrain.coordinator.monitor import MODES, beats, settled_mode
 from distrain.coordinator.observers import EpochRecord
 from distrain.coordinator.run_layout import folder_name, steps_in
 from distrain.coordinator.run_state import RunState
@@ -50,20 +49,15 @@ class Checkpoint(CheckpointConfig):
     def __post_init__(self) -> None:
         """Checks ranges, and what a job file's types have checked already."""
         super().__post_init__()
-        if self.mode not in ("auto", "min", "max"):
+        if self.mode not in MODES:
             raise ConfigError(f'checkpoint.mode is {self.mode!r}; give "auto", "min" or "max"')
 
-    def check(self, known: Sequence[str]) -> None:
-        """Refuses a score that no epoch will have.
-
-        Raises:
-            ConfigError: lists the near names.
-        """
-        if self.keep_best and self.monitor not in known:
-            raise ConfigError(
-                f"checkpoint.keep_best goes by {self.monitor!r}, which this run does not measure; "
-                f"{near_names(self.monitor, known)}"
-            )
+    def settled(self, directions: Mapping[str, bool | None]) -> "Checkpoint":
+        """The same with "auto" read as "min" or "max"; see `settled_mode` for arguments, errors."""
+        if not self.keep_best:
+            return self
+        mode = settled_mode("checkpoint.keep_best goes by", self.monitor, self.mode, directions)
+        return replace(self, mode=mode)
 
 
 def best_steps(policy: Checkpoint, epochs: Sequence[EpochRecord]) -> list[int]:

@@ -3,10 +3,8 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from distrain.checks import near_names
-from distrain.coordinator.metrics import is_error
+from distrain.coordinator.monitor import MODES, Mode, beats, settled_mode
 from distrain.errors import ConfigError
 
 
@@ -25,38 +23,25 @@ class EarlyStopping:
     monitor: str = "val_loss"
     patience: int = 0
     min_delta: float = 0.0
-    mode: Literal["auto", "min", "max"] = "auto"
+    mode: Mode = "auto"
     restore_best: bool = False
 
     def __post_init__(self) -> None:
         """Checks ranges."""
         in_range = self.patience >= 0 and self.min_delta >= 0
-        if not in_range or self.mode not in ("auto", "min", "max"):
+        if not in_range or self.mode not in MODES:
             raise ConfigError(
                 f'{self}: patience and min_delta are 0 or more, mode "auto", "min" or "max"'
             )
 
-    def check(self, known: list[str]) -> None:
-        """Refuses a name that no epoch will have.
-
-        Raises:
-            ConfigError: lists the near names.
-        """
-        if self.monitor not in known:
-            raise ConfigError(
-                f"early stopping watches {self.monitor!r}, which this run does not measure; "
-                f"{near_names(self.monitor, known)}"
-            )
+    def settled(self, directions: Mapping[str, bool | None]) -> "EarlyStopping":
+        """The same with "auto" read as "min" or "max"; see `settled_mode` for arguments, errors."""
+        mode = settled_mode("early stopping watches", self.monitor, self.mode, directions)
+        return replace(self, mode=mode)
 
     def improves(self, score: float, best: float) -> bool:
         """Whether a score beats the best so far by more than `min_delta`; NaN never does."""
         return beats(self.monitor, self.mode, score, best, self.min_delta)
-
-
-def beats(name: str, mode: str, score: float, best: float, min_delta: float = 0.0) -> bool:
-    """Whether a score of that name is better than another by more than `min_delta`."""
-    less = mode == "min" or (mode == "auto" and is_error(name))
-    return score < best - min_delta if less else score > best + min_delta
 
 
 @dataclass(frozen=True)

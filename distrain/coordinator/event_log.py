@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from distrain.step import StepResult
 
 MOST_PENDING_BYTES = 2**26
 """Events that are kept for a full disk; with more, the run ends."""
+
+
+MOST_CLASSES, MOST_CONFUSIONS = 32, 100
+"""Of a confusion matrix, a line has so many classes, or else so many of its largest entries."""
 
 
 class EventLog:
@@ -112,6 +117,7 @@ class EventLog:
             **scores,
             seconds=round(record.seconds, 3),
             samples_per_s=round(record.samples_per_s, 1),
+            **logged_confusion(record),
         )
 
     def end(self, ending: Ending) -> None:
@@ -143,6 +149,34 @@ def inspected(inspection: Inspection) -> dict[str, dict[str, float | None]]:
     }
 
 
+def logged_confusion(record: EpochRecord) -> dict[str, dict[str, list[list[int]]]]:
+    """What a line tells of matrices: all of a small one.
+
+    Of one with more than 32 classes it has the 100 largest confusions, under a name of their own,
+    as `[target, prediction, count]`.
+    """
+    small = {name: matrix for name, matrix in record.confusion.items() if _is_small(matrix)}
+    large = {
+        name: _largest(matrix) for name, matrix in record.confusion.items() if not _is_small(matrix)
+    }
+    found = {"confusion": small, "largest_confusions": large}
+    return {key: matrices for key, matrices in found.items() if matrices}
+
+
+def _is_small(matrix: list[list[int]]) -> bool:
+    return len(matrix) <= MOST_CLASSES
+
+
+def _largest(matrix: list[list[int]]) -> list[list[int]]:
+    wrong = (
+        [target, prediction, count]
+        for target, counts in enumerate(matrix)
+        for prediction, count in enumerate(counts)
+        if count and target != prediction
+    )
+    return nsmallest(MOST_CONFUSIONS, wrong, key=lambda one: (-one[2], one[0], one[1]))
+
+
 def recorded_epochs(path: Path) -> tuple[EpochRecord, ...]:
     """The epochs that a log tells of."""
     if not path.exists():
@@ -156,6 +190,7 @@ def recorded_epochs(path: Path) -> tuple[EpochRecord, ...]:
             {n: math.nan if score is None else score for n, score in scores_in(event).items()},
             event["seconds"],
             event["samples_per_s"],
+            event.get("confusion", {}),
         )
         for event in events
     )

@@ -48,9 +48,9 @@ class Ledger:
         payload.float64[0] = loss_sum.detach()
         payload.float64[1] = weight
         payload.int64[0] = num_samples
-        if self.metrics.names and (outputs is None or target is None):
+        if self.metrics.given and (outputs is None or target is None):
             raise ProgramError(
-                f"{', '.join(self.metrics.names)} can't be measured: the micro_batch_step returned "
+                f"{', '.join(self.metrics.given)} can't be measured: the micro_batch_step returned "
                 "no outputs"
             )
         if outputs is not None and target is not None:

@@ -8,6 +8,12 @@ from typing import Any, BinaryIO
 
 BLOCK_BYTES = 1 << 16
 
+_NO_SCORES = (
+    *("event", "epoch", "step", "seconds", "samples_per_s", "time"),
+    *("confusion", "largest_confusions"),
+)
+"""What else an epoch's line has."""
+
 
 def cut_back(path: Path, step: int) -> None:
     """Cuts a log after its last whole line of a step up to `step`, before any of a later one.
@@ -56,5 +62,4 @@ def _event(line: bytes) -> dict[str, Any]:
 
 def scores_in(epoch: Mapping[str, Any]) -> dict[str, float | None]:
     """The scores that an epoch's event tells; None for one that is not finite."""
-    others = ("event", "epoch", "step", "seconds", "samples_per_s", "time")
-    return {name: score for name, score in epoch.items() if name not in others}
+    return {name: score for name, score in epoch.items() if name not in _NO_SCORES}

@@ -17,10 +17,12 @@ class EpochRecord:
         epoch: Counted from 1.
         step: Steps done so far.
         scores: `loss` and the metrics over the epoch's training steps, and over the validation
-            set as `val_...`.
+            set as `val_...`, or `val_SET_...` where there are several.
         seconds: Time for training and validation.
         samples_per_s: Training samples over the training's time; 0 where a run that went on had
             only the evaluation left.
+        confusion: By `val_confusion` or `val_SET_confusion`, rows by target and columns by
+            prediction; empty for epochs before a run was taken up, which the log alone tells of.
     """
 
     epoch: int
@@ -28,6 +30,7 @@ class EpochRecord:
     scores: Mapping[str, float]
     seconds: float
     samples_per_s: float
+    confusion: Mapping[str, list[list[int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from distrain.coordinator.observers import Ending, EpochRecord, overflow_text
+from distrain.coordinator.score_lines import INDENT, score_lines
 from distrain.parallel.split import BatchPlan
 from distrain.step import StepResult
 
@@ -32,18 +33,6 @@ def score_text(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {score:.4f}" for name, score in scores.items())
 
 
-def score_lines(record: EpochRecord) -> list[str]:
-    """An epoch's scores, those of training and those of validation on a line each."""
-    validation = {
-        name.removeprefix("val_"): score
-        for name, score in record.scores.items()
-        if name.startswith("val_")
-    }
-    training = {name: score for name, score in record.scores.items() if not name.startswith("val_")}
-    lines = [f"  training    {score_text(training)}"]
-    return [*lines, f"  validation  {score_text(validation)}"] if validation else lines
-
-
 def summary_lines(
     reason: str,
     epochs: Sequence[EpochRecord],
@@ -58,11 +47,11 @@ def summary_lines(
     workers = "1 worker" if num_workers == 1 else f"{num_workers} workers"
     lines = [
         f"{reason} after epoch {last.epoch}, {last.step} steps, {seconds:.1f} s, {workers}",
-        *score_lines(last),
+        *(INDENT + line for line in score_lines(last.scores)),
     ]
     if best is not None and best != last.epoch:
         lines.append(f"best was epoch {best}" + (", whose weights are restored" * restored))
-        lines += score_lines(epochs[best - 1])
+        lines += [INDENT + line for line in score_lines(epochs[best - 1].scores)]
     return lines
 
 

@@ -18,11 +18,12 @@ from distrain.coordinator.observers import (
     Observer,
     finite_or_none,
 )
-from distrain.coordinator.progress import progress_observer, say, score_lines, summary_lines
+from distrain.coordinator.progress import progress_observer, say, summary_lines
 from distrain.coordinator.prometheus import PrometheusEndpoint
 from distrain.coordinator.run_folder import RunFolder, load_model
 from distrain.coordinator.run_layout import DONE, EVENTS, FAILED, RESULT, STOPPED
-from distrain.coordinator.run_state import RunState
+from distrain.coordinator.run_state import RunState, record_from_json
+from distrain.coordinator.score_lines import INDENT, score_lines
 from distrain.coordinator.tensorboard_log import TensorBoardLog
 from distrain.errors import ConfigError, ExitCode, NonFiniteError, exit_code_of
 from distrain.parallel.communicator import broadcast_bytes
@@ -90,17 +91,18 @@ class Recording:
             load_model(model, result)
             epochs = recorded_epochs(self.folder.path / EVENTS)
             best = self.folder.status().get("best_epoch")
-            told = json.dumps([best, RunState(epochs=epochs).to_json()]).encode()
+            told = json.dumps([best, [vars(record) for record in epochs]]).encode()
             if self._show:
-                scores = score_lines(epochs[-1]) if epochs else []
+                last = epochs[-1].scores if epochs else {}
+                scores = [INDENT + line for line in score_lines(last)]
                 lines = ["this run is finished already", *scores, f"result: {result}"]
                 say("\n".join(lines))
         for tensor in model.state_dict().values():
             self._world.communicator.broadcast(tensor)
         content = broadcast_bytes(told, self._world.communicator, self._world.device)
         if self.folder is None:
-            best, state = json.loads(content)
-            epochs = RunState.from_json(state).epochs
+            best, records = json.loads(content)
+            epochs = tuple(record_from_json(record) for record in records)
         return History(epochs, best, result)
 
     def begin(

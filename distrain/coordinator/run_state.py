@@ -14,6 +14,7 @@ import torch
 from distrain.coordinator.early_stopping import Progress, Verdict
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.observers import EpochRecord, finite_or_none
+from distrain.coordinator.plateau import Fall
 from distrain.learn.loss_scale import LossScale
 
 
@@ -28,6 +29,7 @@ class RunState:
         epochs: A record of each epoch done.
         totals: The ledger's totals over the steps of the epoch in hand; None at its begin.
         loss_scale: For the next step, where the loss is scaled; None before the first.
+        fall: How far a plateau schedule has lowered the rates.
     """
 
     step: int = 0
@@ -36,13 +38,16 @@ class RunState:
     epochs: tuple[EpochRecord, ...] = ()
     totals: LedgerTotals | None = None
     loss_scale: LossScale | None = None
+    fall: Fall = field(default_factory=Fall)
 
     def after_step(self, totals: LedgerTotals, loss_scale: LossScale | None = None) -> "RunState":
         """The state after one more step."""
         summed = totals if self.totals is None else self.totals + totals
         return replace(self, step=self.step + 1, totals=summed, loss_scale=loss_scale)
 
-    def after_epoch(self, record: EpochRecord, verdict: Verdict) -> "RunState":
+    def after_epoch(
+        self, record: EpochRecord, verdict: Verdict, fall: Fall | None = None
+    ) -> "RunState":
         """The state after an epoch's last step and its evaluation."""
         return replace(
             self,
@@ -50,6 +55,7 @@ class RunState:
             stopped=verdict.stop,
             epochs=(*self.epochs, record),
             totals=None,
+            fall=fall or self.fall,
         )
 
     def ends_epoch(self, steps_per_epoch: int) -> bool:
@@ -67,6 +73,7 @@ class RunState:
             "epochs": [_record_to_json(record) for record in self.epochs],
             "totals": None if self.totals is None else _totals_to_json(self.totals),
             "loss_scale": None if self.loss_scale is None else vars(self.loss_scale),
+            "fall": self.fall.to_json(),
         }
 
     @classmethod
@@ -79,6 +86,7 @@ class RunState:
             epochs=tuple(record_from_json(record) for record in values["epochs"]),
             totals=None if values["totals"] is None else _totals_from_json(values["totals"]),
             loss_scale=LossScale(**values["loss_scale"]) if values["loss_scale"] else None,
+            fall=Fall.from_json(values["fall"]) if "fall" in values else Fall(),
         )
 
 
@@ -88,7 +96,8 @@ def _float(value: float | None) -> float:
 
 def _record_to_json(record: EpochRecord) -> dict[str, Any]:
     scores = {name: finite_or_none(score) for name, score in record.scores.items()}
-    return {**vars(record), "scores": scores}
+    # Matrices stay in the log: the state is written often, with all epochs that were.
+    return {**vars(record), "scores": scores, "confusion": {}}
 
 
 def record_from_json(values: Mapping[str, Any]) -> EpochRecord:

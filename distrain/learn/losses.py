@@ -47,6 +47,7 @@ class SummedLoss:
 
     Attributes:
         ignore_index: The target that is passed over, if any.
+        probabilities: Whether a single output is one, and not a logit.
         threshold: Above which a single output means class 1: 0.5 for probabilities, else 0.
         description: Says what it is, for a run's identity.
     """
@@ -58,7 +59,8 @@ class SummedLoss:
             ConfigError: a module that has no mean to be split, or takes other arguments.
         """
         self.ignore_index: int | None = None
-        self.threshold = 0.5 if isinstance(function, torch.nn.BCELoss) else 0.0
+        self.probabilities = isinstance(function, torch.nn.BCELoss)
+        self.threshold = 0.5 if self.probabilities else 0.0
         self.description = describe(function)
         self._call: Callable[[torch.Tensor, torch.Tensor], LossResult]
         if not (isinstance(function, torch.nn.Module) and _is_of_torch(function)):

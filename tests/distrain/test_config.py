@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from distrain.checks import near_names
 from distrain.config import (
-    METRICS,
     SCHEDULES,
     DataConfig,
     EarlyStoppingConfig,
@@ -47,6 +46,14 @@ def training(**fields: object) -> object:
         (
             lambda: DataConfig(path="p", inputs="x", target="y", threads=0),
             "data.threads is 0; give 1 to 1000",
+        ),
+        (
+            lambda: DataConfig(path="p", inputs="x", target="y", validation=("a", "b", "a")),
+            r"data.validation is \['a', 'b', 'a'\]; name each part once",
+        ),
+        (
+            lambda: DataConfig(path="p", inputs="x", target="y", validation=()),
+            r'data.validation is \[\]; name each part once, or give "none"',
         ),
         (
             lambda: LossConfig(name="crossentropy"),
@@ -105,13 +112,21 @@ def training(**fields: object) -> object:
             lambda: ScheduleConfig(name="step"),
             "schedule.every_steps is missing: the schedule step needs it",
         ),
+        (
+            lambda: ScheduleConfig(name="plateau", decay=0.5),
+            "schedule.decay is not for plateau, which takes monitor, mode, factor, patience",
+        ),
+        (
+            lambda: ScheduleConfig(name="cosine", patience=3),
+            "schedule.patience is not for cosine, which takes warmup_steps, total_steps",
+        ),
         (lambda: training(epochs=0), "training.epochs is 0; it must be 1 or more"),
         (lambda: training(global_batch=0), "training.global_batch is 0; it must be 1 or more"),
         (lambda: training(clip_norm=0.0), "training.clip_norm is 0.0; it must be above 0"),
         (lambda: training(clip_value=-1.0), "training.clip_value is -1.0; it must be above 0"),
         (
             lambda: training(metrics=("accuracy", "acuracy")),
-            r"training.metrics is 'acuracy'.*did you mean accuracy\?",
+            r"training.metrics: there is no metric 'acuracy'; did you mean accuracy",
         ),
         (
             lambda: training(global_batch=100, micro_batch=33),
@@ -211,9 +226,10 @@ def test_a_divisor_is_accepted_and_nothing_else(global_batch: int, micro_batch: 
 
 
 def test_near_names_are_hinted_and_all_names_where_none_is_near() -> None:
-    assert near_names("recal", METRICS) == "did you mean recall?"
+    known = ("recall", "precision", "precision_micro", "recall_micro", "f1")
+    assert near_names("recal", known) == "did you mean recall?"
     assert (
-        near_names("precison_micr", METRICS)
+        near_names("precison_micr", known)
         == "did you mean precision_micro or precision or recall_micro?"
     )
     assert near_names("zzz", ("b", "a")) == "known are a, b"

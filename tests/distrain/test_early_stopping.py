@@ -102,12 +102,14 @@ def test_any_scores_end_a_run_where_keras_ends_it(
 
 
 def test_an_unknown_name_is_refused_with_the_near_ones() -> None:
-    known = ["loss", "accuracy", "val_loss", "val_accuracy"]
+    known = {"loss": True, "accuracy": False, "val_loss": True, "val_accuracy": False}
     with pytest.raises(ConfigError, match=r"watches 'val_los', .*did you mean val_loss"):
-        EarlyStopping("val_los").check(known)
+        EarlyStopping("val_los").settled(known)
     with pytest.raises(ConfigError, match="known are accuracy, loss, val_accuracy, val_loss"):
-        EarlyStopping("perplexity").check(known)
-    EarlyStopping("val_loss").check(known)
+        EarlyStopping("perplexity").settled(known)
+    assert EarlyStopping("val_loss").settled(known) == EarlyStopping("val_loss", mode="min")
+    assert EarlyStopping("val_accuracy").settled(known).mode == "max"
+    assert EarlyStopping("val_accuracy", mode="min").settled(known).mode == "min"
 
 
 @pytest.mark.parametrize(

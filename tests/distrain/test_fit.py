@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from sklearn.metrics import f1_score, mean_absolute_error
+from sklearn.metrics import (
+    confusion_matrix,
+    f1_score,
+    mean_absolute_error,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
 from torch import nn
 
 import distrain
@@ -139,6 +145,12 @@ def test_metrics_of_3_workers_over_an_uneven_set_are_scikit_learns(
     for average in ("macro", "micro"):
         name = "f1" if average == "macro" else "f1_micro"
         assert scores[name] == pytest.approx(f1_score(labels, predicted, average=average), abs=1e-6)
+    chances = torch.from_numpy(outputs).double().softmax(1)
+    area = roc_auc_score(labels, chances, multi_class="ovr")
+    assert scores["roc_auc"] == pytest.approx(area, abs=1e-12)
+    assert scores["top_3"] == pytest.approx(top_k_accuracy_score(labels, outputs, k=3), abs=1e-12)
+    assert scores["samples"] == len(labels)
+    np.testing.assert_array_equal(found["confusion"], confusion_matrix(labels, predicted))
     probabilities = torch.from_numpy(outputs).log_softmax(dim=1)
     loss = nn.functional.nll_loss(probabilities, torch.from_numpy(labels)).item()
     assert scores["loss"] == pytest.approx(loss, abs=1e-6)

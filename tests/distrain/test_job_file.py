@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distrain.config import (
-    METRICS,
     PRECISIONS,
     DataConfig,
     EarlyStoppingConfig,
@@ -24,6 +23,7 @@ from distrain.config import (
 )
 from distrain.errors import ConfigError, UsageError
 from distrain.job_file import job_from_mapping, job_tables, job_toml, override, read_job
+from distrain.metric_names import METRICS
 from distrain.update_config import AverageConfig, OptimizerConfig, OptimizerGroupConfig
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
@@ -314,6 +314,8 @@ DIGITS = next(path for path in EXAMPLES if path.stem == "digits")
         (["--data.augment.shift.pixels", "2"], "data.augment.shift.pixels", 2),
         (["--data.no-standardize"], "data.standardize", False),
         (["--data.validation", "None"], "data.validation", None),
+        (["--data.validation", "test"], "data.validation", "test"),
+        (["--data.validation", "a", "b"], "data.validation", ("a", "b")),
         (["--model.options.dropout", "0.1"], "model.options.dropout", 0.1),
         (["--model.options.channels", "8", "16"], "model.options.channels", [8, 16]),
         (["--model.build", "mlp"], "model.build", "mlp"),

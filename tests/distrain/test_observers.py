@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
 )
 
 from data_pipeline import StorageError
-from distrain.coordinator import event_log, log_tail, progress
+from distrain.coordinator import event_log, log_tail
 from distrain.coordinator.event_log import EventLog
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.log_tail import cut_back
@@ -32,6 +32,7 @@ from distrain.coordinator.observers import (
     Observer,
 )
 from distrain.coordinator.progress import PlainLines, ProgressBar
+from distrain.coordinator.score_lines import score_lines
 from distrain.coordinator.tensorboard_log import TensorBoardLog
 from distrain.errors import ConfigError
 from distrain.parallel.split import BatchPlan
@@ -278,12 +279,21 @@ def test_the_bar_fits_its_terminal_and_shows_loss_and_progress(width: int) -> No
 
 
 def test_an_epochs_scores_stand_on_a_line_for_training_and_one_for_validation() -> None:
-    record = epoch_record(1, loss=0.5, f1=0.25, val_loss=0.75, val_f1=0.125)
-    assert progress.score_lines(record) == [
-        "  training    loss 0.5000, f1 0.2500",
-        "  validation  loss 0.7500, f1 0.1250",
+    assert score_lines({"loss": 0.5, "f1": 0.25, "val_loss": 0.75, "val_f1": None}) == [
+        "training    loss 0.5000, f1 0.2500",
+        "validation  loss 0.7500, f1 nan",
     ]
-    assert len(progress.score_lines(epoch_record(1, loss=0.5))) == 1
+    assert len(score_lines({"loss": 0.5})) == 1
+    assert score_lines({}) == []
+
+
+def test_many_scores_take_as_many_lines_as_fit_a_terminal_and_no_number_stands_alone() -> None:
+    names = [f"val_{part}_{one}" for part in ("clean", "shifted") for one in ("loss", "roc_auc")]
+    lines = score_lines(dict.fromkeys(names, 0.5))
+    assert lines == [
+        "validation  clean_loss 0.5000, clean_roc_auc 0.5000, shifted_loss 0.5000,",
+        "            shifted_roc_auc 0.5000",
+    ]
 
 
 def test_a_look_inside_is_an_event_and_points_of_its_own(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from data_pipeline import DataError, Dataset, augment
 from distrain.config import Job, ScheduleConfig
+from distrain.coordinator.plateau import Plateau
 from distrain.errors import ConfigError
 from distrain.job_file import job_from_mapping
 from distrain.learn.schedules import Constant, Cosine, Linear, Step
@@ -107,12 +108,48 @@ def test_a_value_that_torchs_optimizer_refuses_is_a_bad_config(
         (ScheduleConfig(name="cosine"), Cosine(90)),
         (ScheduleConfig(name="cosine", warmup_steps=9, final_factor=0.1), Cosine(90, 9, 0.1)),
         (ScheduleConfig(name="cosine", total_steps=50), Cosine(50)),
+        (ScheduleConfig(name="plateau"), Plateau()),
+        (
+            ScheduleConfig(
+                name="plateau",
+                monitor="val_f1",
+                mode="max",
+                factor=0.5,
+                patience=3,
+                threshold=0.01,
+                threshold_mode="abs",
+                cooldown=2,
+                min_factor=0.1,
+            ),
+            Plateau("val_f1", 0.5, 3, 0.01, "abs", 2, 0.1, "max"),
+        ),
     ],
 )
 def test_a_schedule_is_that_of_the_name_over_the_runs_length(
     config: ScheduleConfig, schedule: object
 ) -> None:
     assert make_schedule(config, total_steps=90) == schedule
+
+
+def test_a_job_may_be_measured_on_several_parts_and_go_by_any_score(iris: Path) -> None:
+    history = run_job(
+        job(
+            iris,
+            data={"validation": ["validation", "train"]},
+            schedule={"name": "plateau", "monitor": "val_train_perplexity"},
+            training={"epochs": 2, "global_batch": 32, "metrics": ["perplexity", "top_2"]},
+        )
+    )
+    names = [
+        f"val_{part}_{one}"
+        for part in ("validation", "train")
+        for one in ("loss", "perplexity", "top_2")
+    ]
+    assert list(history.epochs[-1].scores) == ["loss", "perplexity", "top_2", *names]
+    data = job_datasets(job(iris, data={"validation": ["validation"]}))[1]
+    assert isinstance(data, dict)
+    assert list(data) == ["validation"]
+    assert job_datasets(job(iris, data={"validation": "none"}))[1] is None
 
 
 def test_transforms_are_made_in_the_order_of_their_tables() -> None:

@@ -1,0 +1,34 @@
+"""What goes by a score at an epoch's end, each with its direction settled before the run begins."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from distrain.coordinator.checkpointing import Checkpoint
+from distrain.coordinator.early_stopping import EarlyStopping
+from distrain.coordinator.plateau import Plateau
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The rules of a run; None for one that it does without."""
+
+    early_stopping: EarlyStopping | None = None
+    checkpoint: Checkpoint | None = None
+    plateau: Plateau | None = None
+
+    def settled(self, directions: Mapping[str, bool | None]) -> "Rules":
+        """The same, "auto" being read as "min" or "max".
+
+        Args:
+            directions: By score that each epoch will have: whether less is better, None where
+                nobody says.
+
+        Raises:
+            ConfigError: a score is not measured, or has no direction.
+        """
+        early, kept, plateau = self.early_stopping, self.checkpoint, self.plateau
+        return Rules(
+            early_stopping=None if early is None else early.settled(directions),
+            checkpoint=None if kept is None else kept.settled(directions),
+            plateau=None if plateau is None else plateau.settled(directions),
+        )

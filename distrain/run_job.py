@@ -17,7 +17,7 @@ from data_pipeline.manifest import Column
 from data_pipeline.recipe import Recipe, training_transforms
 from data_pipeline.standardize import standardization
 from distrain.checks import near_names
-from distrain.config import Job, ScheduleConfig
+from distrain.config import Job
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.coordinator.history import History
@@ -27,6 +27,7 @@ from distrain.job_file import job_tables
 from distrain.learn import averaging, models, schedules
 from distrain.learn.parameter_groups import Groups, ParameterGroup
 from distrain.parallel.split import plan_batches
+from distrain.schedule_config import ScheduleConfig
 from distrain.trainer import Trainer
 from distrain.update_config import AverageConfig, OptimizerConfig, given_settings
 from distrain.validation import Validation

@@ -10,17 +10,16 @@ from hypothesis import strategies as st
 
 from distrain.checks import near_names
 from distrain.config import (
-    SCHEDULES,
     DataConfig,
     EarlyStoppingConfig,
     LossConfig,
     RunConfig,
-    ScheduleConfig,
     TrainingConfig,
     check_micro_batch,
     default_micro_batch,
 )
 from distrain.errors import ConfigError, ExitCode
+from distrain.schedule_config import SCHEDULES, ScheduleConfig
 from distrain.update_config import OPTIMIZERS, OptimizerConfig, OptimizerGroupConfig
 
 FIELD_VALUES = {"betas": (0.9, 0.99), "nesterov": True}

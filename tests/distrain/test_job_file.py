@@ -18,12 +18,12 @@ from distrain.config import (
     LossConfig,
     ModelConfig,
     RunConfig,
-    ScheduleConfig,
     TrainingConfig,
 )
 from distrain.errors import ConfigError, UsageError
 from distrain.job_file import job_from_mapping, job_tables, job_toml, override, read_job
 from distrain.metric_names import METRICS
+from distrain.schedule_config import ScheduleConfig
 from distrain.update_config import AverageConfig, OptimizerConfig, OptimizerGroupConfig
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))

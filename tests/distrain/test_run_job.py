@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_pipeline import DataError, Dataset, augment
-from distrain.config import Job, ScheduleConfig
+from distrain.config import Job
 from distrain.coordinator.plateau import Plateau
 from distrain.errors import ConfigError
 from distrain.job_file import job_from_mapping
@@ -22,6 +22,7 @@ from distrain.run_job import (
     make_transforms,
     run_job,
 )
+from distrain.schedule_config import ScheduleConfig
 from distrain.update_config import OPTIMIZERS, OptimizerConfig
 
 

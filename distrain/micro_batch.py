@@ -1,6 +1,7 @@
 """What is done with one micro-batch: what goes in, and what has to come out."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -16,6 +17,13 @@ MicroBatchResult = tuple[torch.Tensor, torch.Tensor | float, torch.Tensor | None
 
 MicroBatchStep = Callable[[torch.nn.Module, Columns], MicroBatchResult]
 """What is done with one micro-batch."""
+
+MicroBatchWatch = Callable[
+    [MicroBatchStep, GlobalBatch, int, torch.nn.Module, Columns],
+    AbstractContextManager[MicroBatchStep],
+]
+"""Is entered round forward and backward pass of a micro-batch, known by its number, with what is
+done, the module and its columns; gives what is done in its place, which has to give the same."""
 
 
 def columns_of(batch: GlobalBatch, owned: range, micro_batch: int, columns: Columns) -> Columns:

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distrain.blame import Mark, RowsAt, new_marks, non_finite
 from distrain.coordinator.ledger import Ledger, LedgerTotals
@@ -17,6 +20,7 @@ from distrain.micro_batch import (
     Columns,
     MicroBatchResult,
     MicroBatchStep,
+    MicroBatchWatch,
     check_loss,
     checked_result,
     columns_of,
@@ -121,6 +125,7 @@ class TrainingStep:
         replicated = None if settings.sums.shard_optimizer else optimizer
         self.check = StateCheck(model, replicated, world, settings.check_every)
         self._inspector = Inspector(gradients.names, gradients.parameters, settings.inspect_every)
+        self._watch: MicroBatchWatch | None = None
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -137,6 +142,31 @@ class TrainingStep:
         group = group or Group.here(self._world.communicator)
         layout = replace(self._sum.layout, num_flags=group.size * len(Flag))
         return sent_by(group, layout, num_micro_batches, self._sum.options)
+
+    @property
+    def target(self) -> str:
+        """The column that metrics compare the outputs with."""
+        return self._settings.target
+
+    @property
+    def micro_batch_step(self) -> MicroBatchStep:
+        """What is done with each micro-batch."""
+        return self._run
+
+    @property
+    def is_in_lockstep(self) -> bool:
+        """Whether all of a worker's micro-batches are under way at once, and in memory."""
+        return self._norms is not None
+
+    def rows(self, batch: GlobalBatch, micro_batch: int) -> NDArray[np.int64]:
+        """The data set's rows that a micro-batch is made of."""
+        return self._rows_at(batch.epoch, *batch.positions(range(micro_batch, micro_batch + 1)))
+
+    def look_at(self, every_steps: int, watch: MicroBatchWatch) -> None:
+        """Inspects every so-manieth step, and has `watch` round each micro-batch from now on."""
+        gradients = self._sum.gradients
+        self._inspector = Inspector(gradients.names, gradients.parameters, every_steps)
+        self._watch = watch
 
     @property
     def partial_sums(self) -> int:
@@ -280,12 +310,16 @@ class TrainingStep:
         self._statistics.restore()
         seed = micro_batch_seed(self._settings.seed, batch.step, micro_batch)
         seed_generators(seed, self._world.device)
+        watched: AbstractContextManager[MicroBatchStep] = nullcontext(self._run)
+        if self._watch is not None:
+            watched = self._watch(self._run, batch, micro_batch, module, sample)
         try:
-            loss_sum, weight, outputs = checked_result(self._run(module, sample))
-            check_loss(loss_sum)
-            collect()
-            scaled = loss_sum / self._divisor * self._loss_scale
-            scaled.backward()  # type: ignore[no-untyped-call]
+            with watched as run:
+                loss_sum, weight, outputs = checked_result(run(module, sample))
+                check_loss(loss_sum)
+                collect()
+                scaled = loss_sum / self._divisor * self._loss_scale
+                scaled.backward()  # type: ignore[no-untyped-call]
         except ValueError as error:
             if self._statistics.has_batch_norm and "more than 1 value per channel" in str(error):
                 raise ProgramError(

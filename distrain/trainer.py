@@ -39,6 +39,7 @@ from distrain.parallel import world as worlds
 from distrain.parallel.replicas import ModelSource, build_model
 from distrain.parallel.split import BatchPlan, plan_batches
 from distrain.parallel.summing import SumOptions
+from distrain.practice.replay import Replay, ReplayedError, asked_of
 from distrain.precision import make_precision
 from distrain.reading import Reading
 from distrain.step import TrainingStep
@@ -278,6 +279,10 @@ class Trainer:
         identity = self._settings | run_identity(
             self.model, parts.plan, parts.recipe, train=train, validation=ValidationSets(validation)
         )
+        replay_asked = asked_of(self._run_settings.folder)
+        if replay_asked is not None:
+            replay = Replay(replay_asked, self.model, parts, self._run_settings)
+            raise ReplayedError(replay.run(identity, epochs, prefetch=prefetch, threads=threads))
         run = TrainingRun(self.model, parts, self._run_settings)
         return run.to_end(identity, epochs, prefetch=prefetch, threads=threads)
 

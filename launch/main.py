@@ -16,6 +16,7 @@ from distrain.errors import DistrainError, ExitCode, UsageError, exit_code_of
 from launch.checkpoint_parser import add_checkpoint, run_checkpoint
 from launch.data_parser import add_data, run_data
 from launch.failure import Cause, TerminatedError, report_of, tell
+from launch.replay_command import add_replay, replay
 
 _PLAN_USAGE = """\
 usage: distrain plan JOB [--workers N] [--seconds S] [--json]
@@ -81,6 +82,8 @@ def _run(arguments: list[str]) -> Cause | None:
     if arguments[:1] in (["train"], ["plan"]):
         known, overrides = parser.parse_known_args(arguments)
         return _train(known, overrides) if known.command == "train" else _plan(known, overrides)
+    if arguments[:1] == ["replay"]:
+        return _replay(parser, arguments)
     if arguments[:2] == ["data", "preview"]:
         from launch import preview_command  # noqa: PLC0415 - for this command alone
 
@@ -128,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="one JSON object, for a program")
 
     add_checkpoint(commands.add_parser("checkpoint", help="list, verify and export checkpoints"))
+    add_replay(commands.add_parser("replay", help="do a step of a run again, and look at it"))
 
     launch = commands.add_parser("launch", help="run a script that uses distrain on workers")
     launch.add_argument("--workers", type=int, help="workers on this machine (one a GPU, or 1)")
@@ -175,6 +179,16 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> Cause | None:
     return plan_command.plan(
         known.job, known.workers, overrides, seconds=known.seconds, as_json=known.json
     )
+
+
+def _replay(parser: argparse.ArgumentParser, arguments: list[str]) -> Cause | None:
+    """What stands behind -- is a script's."""
+    script: list[str] = []
+    if "--" in arguments:
+        at = arguments.index("--")
+        arguments, script = arguments[:at], arguments[at + 1 :]
+    known, overrides = parser.parse_known_args(arguments)
+    return replay(known, overrides, script)
 
 
 def _checked_restarts(given: int | None) -> int | None:

@@ -48,11 +48,12 @@ class Recording:
         *,
         show: bool,
         prometheus_port: int | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
-        """Tells nobody before `begin`."""
+        """Tells nobody but `observers` before `begin`, which adds those of the folder."""
         self.folder, self._world, self._job, self._show = folder, world, job, show
         self._prometheus_port = prometheus_port
-        self._observers: list[Observer] = []
+        self._observers = list(observers)
         self._state, self._planned, self._steps = RunState(), 0, 0
         self._began = time.monotonic()
 

@@ -126,19 +126,7 @@ class RunFolder:
         self._refuse_strangers()
         if not (self.path / JOB).exists():
             return
-        try:
-            recorded = dict(tomllib.loads((self.path / JOB).read_text())[IDENTITY])
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ConfigError(
-                f"{self.path / JOB} cannot be read ({error}), so whose folder it is can't be told: "
-                "name another with --run.dir, or start with --fresh, which moves it aside"
-            ) from error
-        now = tomllib.loads(job_toml({IDENTITY: self._identity}).decode())[IDENTITY]
-        differing = [
-            f"{name}: {recorded.get(name, 'nothing')} there, {now.get(name, 'nothing')} now"
-            for name in sorted(recorded.keys() | now.keys())
-            if recorded.get(name) != now.get(name)
-        ]
+        differing = identity_changes(self.path, self._identity)
         if differing:
             raise ConfigError(
                 f"the run folder {self.path} belongs to another job:\n  "
@@ -242,6 +230,27 @@ class RunFolder:
     ) -> None:
         """Gives the folder up."""
         self.close()
+
+
+def identity_changes(folder: Path, identity: Mapping[str, Any]) -> list[str]:
+    """A line for each thing in which the run in a folder is another one than that of `identity`.
+
+    Raises:
+        ConfigError: the folder's job.toml can't be read.
+    """
+    try:
+        recorded = dict(tomllib.loads((folder / JOB).read_text())[IDENTITY])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{folder / JOB} cannot be read ({error}), so whose folder it is can't be told: "
+            "name another with --run.dir, or start with --fresh, which moves it aside"
+        ) from error
+    now = tomllib.loads(job_toml({IDENTITY: dict(identity)}).decode())[IDENTITY]
+    return [
+        f"{name}: {recorded.get(name, 'nothing')} there, {now.get(name, 'nothing')} now"
+        for name in sorted(recorded.keys() | now.keys())
+        if recorded.get(name) != now.get(name)
+    ]
 
 
 def model_bytes(model: torch.nn.Module) -> bytes:

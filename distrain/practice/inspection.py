@@ -27,12 +27,14 @@ class Inspection:
         names: Of the parameters.
         gradient_norms: 2-norms of the mean gradients before clipping; 0 where there was none.
         weight_norms: 2-norms before the update.
-        update_ratios: 2-norms of the updates over those; NaN where the weights were all 0.
+        update_norms: 2-norms of the updates.
+        update_ratios: Those over the weights'; NaN where the weights were all 0.
     """
 
     names: tuple[str, ...]
     gradient_norms: tuple[float, ...]
     weight_norms: tuple[float, ...]
+    update_norms: tuple[float, ...]
     update_ratios: tuple[float, ...]
 
 
@@ -75,11 +77,13 @@ class Inspector:
             return None
         weights = _norms(before)
         torch._foreach_sub_(before, [parameter.detach() for parameter in self._parameters])
+        updates = _norms(before)
         ratios = [
             update / weight if weight else math.nan
-            for update, weight in zip(_norms(before), weights, strict=True)
+            for update, weight in zip(updates, weights, strict=True)
         ]
-        return Inspection(self._names, tuple(self._gradient_norms), tuple(weights), tuple(ratios))
+        norms = tuple(self._gradient_norms), tuple(weights), tuple(updates)
+        return Inspection(self._names, *norms, tuple(ratios))
 
 
 def _norms(tensors: Sequence[torch.Tensor]) -> list[float]:

@@ -45,6 +45,7 @@ def test_norms_and_ratios_are_those_of_a_hand_computation() -> None:
     # The gradient is 1 everywhere: sqrt(6) and sqrt(2), times the rate for the updates.
     assert found.gradient_norms == pytest.approx((math.sqrt(6), math.sqrt(2)))
     assert found.weight_norms == (5.0, 0.0)
+    assert found.update_norms == pytest.approx((0.5 * math.sqrt(6), 0.5 * math.sqrt(2)))
     assert found.update_ratios[0] == pytest.approx(0.5 * math.sqrt(6) / 5)
     assert math.isnan(found.update_ratios[1]), "no ratio to weights that are all 0"
 

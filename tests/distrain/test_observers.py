@@ -297,7 +297,9 @@ def test_many_scores_take_as_many_lines_as_fit_a_terminal_and_no_number_stands_a
 
 
 def test_a_look_inside_is_an_event_and_points_of_its_own(tmp_path: Path) -> None:
-    found = Inspection(("a.weight", "a.bias"), (1.0, 2.0), (4.0, 0.0), (0.001, math.nan))
+    found = Inspection(
+        ("a.weight", "a.bias"), (1.0, 2.0), (4.0, 0.0), (0.004, 0.0), (0.001, math.nan)
+    )
     result = replace(step_result(2), inspection=found)
     for observer in (EventLog(tmp_path), TensorBoardLog(tmp_path)):
         observer.step(step_result(1))

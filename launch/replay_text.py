@@ -21,7 +21,8 @@ def replayed_lines(found: "Replayed") -> list[str]:
         lines += _failure_lines(found.failure)
     if found.numbers is not None:
         lines += _number_lines(found)
-    lines += _paragraph("walked", _walk_text(found))
+    if found.num_compared or found.failure is None:
+        lines += _paragraph("walked", _walk_text(found))
     if found.environment:
         lines += _paragraph("changed", f"since the run: {_changes(found.environment)}")
     if found.parameters:
@@ -103,19 +104,24 @@ def place_text(at: "NonFinite") -> str:
     said = {
         "column": f"column {at.layer} of the samples has {what} before any layer sees it",
         "input": f"the input of {layer} has {what}, and what any layer before gave has none: code "
-        "between them made it",
+        f"before it in {_around(at)} made it",
         "output": f"{layer} gives {what}, and what goes into it is finite",
         "loss": f"the loss is {what}, and what each layer gives is finite",
         "gradient of the input": f"the backward pass of {layer} gives {what}, and the gradients "
         "that came to it were finite",
         "gradient of the output": f"the gradient that comes to {layer} has {what}: the loss, or "
-        "code behind that layer, gives it",
+        f"code behind that layer in {_around(at)}, gives it",
         "gradient of the parameter": f"the gradient of the parameter {at.layer} ({at.kind}) has "
         f"{what}, and those before it were finite",
     }[at.place]
     if at.weights:
         said += f"; its {', '.join(at.weights)} was not finite before the step already"
     return f"{said}; in micro-batch {at.micro_batch}"
+
+
+def _around(at: "NonFinite") -> str:
+    outer = at.layer.rpartition(".")[0]
+    return f"layer {outer}" if outer else "the model"
 
 
 def _parameter_lines(parameters: Mapping[str, Mapping[str, float | None]]) -> list[str]:

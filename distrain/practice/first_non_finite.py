@@ -9,7 +9,7 @@ what follows the module it came from: the loss, or code outside of all modules.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -56,6 +56,12 @@ class NonFinite:
     def is_forward(self) -> bool:
         """Whether it was in the forward pass."""
         return not self.place.startswith("gradient")
+
+    @property
+    def owner(self) -> str:
+        """The module's name, also where the place is a parameter."""
+        is_parameter = self.place == "gradient of the parameter"
+        return self.layer.rpartition(".")[0] if is_parameter else self.layer
 
 
 Report = Callable[[NonFinite], None]
@@ -160,28 +166,20 @@ class _Look:
             return
         samples: list[int] = []
         if wrong.dim() and len(wrong) == self._num_samples and "parameter" not in place:
-            samples = (
-                wrong.flatten(1).any(1).nonzero().flatten().tolist()
-                if wrong.dim() > 1
-                else (wrong.nonzero().flatten().tolist())
-            )
-        module = None if place in ("column", "loss") else self._modules.get(_owner(place, name))
-        weights = () if module is None else module.named_parameters(recurse=False)
-        self._report(
-            NonFinite(
-                self._micro_batch,
-                place,
-                name,
-                "" if module is None else type(module).__name__,
-                bool(torch.isnan(numbers).any()),
-                tuple(samples),
-                tuple(name for name, p in weights if not bool(torch.isfinite(p).all())),
-            )
+            samples = wrong.reshape(len(wrong), -1).any(1).nonzero().flatten().tolist()
+        found = NonFinite(
+            self._micro_batch,
+            place,
+            name,
+            is_nan=bool(torch.isnan(numbers).any()),
+            samples=tuple(samples),
         )
-
-
-def _owner(place: Place, name: str) -> str:
-    return name.rpartition(".")[0] if place == "gradient of the parameter" else name
+        module = None if place == "column" else self._modules.get(found.owner)
+        if module is not None:
+            weights = module.named_parameters(recurse=False)
+            wrong_ones = [name for name, p in weights if not bool(torch.isfinite(p).all())]
+            found = replace(found, kind=type(module).__name__, weights=tuple(wrong_ones))
+        self._report(found)
 
 
 def _is_within(inner: str, outer: str) -> bool:

@@ -126,7 +126,7 @@ class StepWatch:
         if result[0].numel() != 1:
             return
         loss_sum = float(result[0].detach())
-        self.losses[micro_batch] = (loss_sum, float(result[1]))
+        self.losses[micro_batch] = (loss_sum, _number(result[1]))
         if not math.isfinite(loss_sum):
             report(NonFinite(micro_batch, "loss", "", is_nan=math.isnan(loss_sum)))
 
@@ -149,6 +149,10 @@ class StepWatch:
             stopped_at(found, module, columns, batch, rows)
 
 
+def _number(value: torch.Tensor | float) -> float:
+    return float(value.detach() if torch.is_tensor(value) else value)
+
+
 def stopped_before(
     run: MicroBatchStep,
     model: torch.nn.Module,
@@ -165,15 +169,16 @@ def stopped_before(
 
 def stopped_at(
     found: NonFinite,
-    model: torch.nn.Module,  # noqa: ARG001 - for who looks, as the others
-    columns: Columns,  # noqa: ARG001
+    model: torch.nn.Module,
+    columns: Columns,  # noqa: ARG001 - for who looks, as the others
     batch: GlobalBatch,
     rows: NDArray[Any],  # noqa: ARG001
-) -> NonFinite:
+) -> torch.nn.Module | None:
     """Opens the debugger where numbers are not finite; `w` shows the way there, `u` goes up it."""
-    print(f"step {batch.step + 1}: {found}; model, columns, batch, rows")
+    layer = dict(model.named_modules()).get(found.owner)
+    print(f"step {batch.step + 1}: {found}; layer, model, columns, batch, rows")
     pdb.set_trace()
-    return found
+    return layer
 
 
 def post_mortem(error: Exception) -> None:
@@ -192,7 +197,7 @@ class _Measures:
     def scaled_by(self, result: MicroBatchResult) -> None:
         """The backward pass starts from the loss sum with a constant of the step's."""
         loss_sum, weight, _ = result
-        self._weight = float(weight)
+        self._weight = _number(weight)
         if loss_sum.requires_grad:
             loss_sum.register_hook(self._note_scale)  # type: ignore[no-untyped-call]
 

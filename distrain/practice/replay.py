@@ -27,7 +27,7 @@ from distrain.coordinator.event_log import inspected
 from distrain.coordinator.observers import finite_or_none
 from distrain.coordinator.recording import Recording
 from distrain.coordinator.run_folder import identity_changes
-from distrain.coordinator.run_layout import CHECKPOINTS, ENVIRONMENT, EVENTS, FAILED
+from distrain.coordinator.run_layout import CHECKPOINTS, DONE, ENVIRONMENT, EVENTS, FAILED, STATUS
 from distrain.coordinator.run_status import RunStatus, read_status
 from distrain.coordinator.saving import Saver
 from distrain.coordinator.stops import StopAskedError
@@ -91,11 +91,22 @@ def replaying(request: Request) -> Iterator[None]:
 
 
 def asked_of(folder: str | Path | None) -> Request | None:
-    """What is asked for of the run in a folder, if it is."""
+    """What is asked for of the run in a folder, if it is; a finished one may be loaded on the way.
+
+    Raises:
+        UsageError: another run would be trained.
+    """
     request = _asked.get()
     if request is None or folder is None:
         return None
-    return request if Path(folder).resolve() == request.folder.resolve() else None
+    if Path(folder).resolve() == request.folder.resolve():
+        return request
+    if (Path(folder) / STATUS).is_file() and read_status(Path(folder)).state == DONE:
+        return None
+    raise UsageError(
+        f"{request.folder} is to be replayed, and the script would train {folder} first, which is "
+        "not finished: give the arguments that it was started with"
+    )
 
 
 class Replay:
@@ -297,33 +308,26 @@ class Replay:
 
     def _failure(self, error: Exception, steps_done: int, watch: StepWatch) -> Failure:
         text = str(error) or type(error).__name__
-        status = self._status
+        status, step = self._status, steps_done + 1
+        is_recorded = status.state == FAILED and failing_step(status, self._request.folder) == step
+        is_recorded &= text in status.reason or status.reason in text
         told = "" if is_for_the_user(error) else "".join(traceback.format_exception(error))
-        is_recorded = status.state == FAILED and status.step == steps_done
-        first = nan = None
-        rows: list[int] = []
-        micro_batch = watch.failed_in
+        micro_batch, first, nan = watch.failed_in, None, None
+        at: tuple[int, ...] = ()
         if isinstance(error, NonFiniteError):
+            text = f"the {error.what} is not finite"
             in_backward = error.what == "gradient" or watch.forward is None
             first = watch.backward if in_backward else watch.forward
             nan = None if in_backward or watch.forward_nan == first else watch.forward_nan
-            rows = list(error.rows)
+        rows = list(error.rows) if isinstance(error, NonFiniteError) else []
         if first is not None:
-            micro_batch = first.micro_batch
+            micro_batch, at = first.micro_batch, first.samples
+        if micro_batch is not None:
             batch = self._parts.plan.batch(watch.step)
-            at = self._parts.step.rows(batch, micro_batch).tolist()
-            rows = [at[place] for place in first.samples] or at
-        return Failure(
-            steps_done + 1,
-            type(error).__name__,
-            text,
-            told,
-            is_recorded and (text in status.reason or status.reason in text),
-            micro_batch,
-            first,
-            nan,
-            rows,
-        )
+            own = self._parts.step.rows(batch, micro_batch).tolist()
+            rows = [own[place] for place in at] or own
+        kind = type(error).__name__
+        return Failure(step, kind, text, told, is_recorded, micro_batch, first, nan, rows)
 
 
 def _norms(looked: Inspection) -> dict[str, dict[str, float | None]]:

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import runpy
 import sys
-import tomllib
 from bdb import BdbQuit
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stdout
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from distrain.config import Job
 from distrain.coordinator.run_layout import JOB
 from distrain.errors import ConfigError, ExitCode, UsageError
-from distrain.job_file import override, read_job
+from distrain.job_file import describes_a_model, override, read_job
 from launch.failure import Cause
 from launch.replay_text import difference_text, replayed_lines
 
@@ -126,7 +125,7 @@ def _replayed(known: argparse.Namespace, start: Callable[[], Any]) -> "Replayed"
 
 
 def _job_of(folder: Path, overrides: Sequence[str]) -> Callable[[], Any]:
-    if "model" not in tomllib.loads((folder / JOB).read_text(encoding="utf-8")):
+    if not describes_a_model(folder / JOB):
         raise ConfigError(
             f"{folder / JOB} doesn't say what the run is made of: a script has made it. Replay it "
             f"by the script, as it was started: distrain replay {folder} --step S -- SCRIPT ARGS"

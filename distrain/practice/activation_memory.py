@@ -8,17 +8,18 @@ from distrain.micro_batch import Columns, MicroBatchStep
 
 
 def activation_bytes(model: torch.nn.Module, run: MicroBatchStep, columns: Columns) -> int:
-    """Bytes that one micro-batch keeps for its backward pass, weights not among them.
+    """Bytes that one micro-batch keeps for its backward pass, weights and samples not among them.
 
     The model is left as it is; what can't be copied raises whatever it raises.
     """
     copied = copy.deepcopy(model).train()
-    weights = {tensor.untyped_storage().data_ptr() for tensor in copied.parameters()}
+    there = (*copied.parameters(), *columns.values())
+    others = {tensor.untyped_storage().data_ptr() for tensor in there}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        if storage.data_ptr() not in others:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 

@@ -137,7 +137,7 @@ def test_a_gradient_that_only_a_parameter_has_is_its() -> None:
 def test_weights_that_were_ruined_before_are_named() -> None:
     model = net()
     with torch.no_grad():
-        model[0].weight[0, 0] = math.nan
+        next(model.parameters())[0, 0] = math.nan
     first = found_in(model, samples())[0]
     assert (first.place, first.layer, first.weights) == ("output", "0", ("weight",))
 

@@ -230,16 +230,21 @@ def test_a_job_that_is_not_asked_for_trains_as_ever(iris: Path, run: Path) -> No
 
 
 def test_the_memory_of_a_forward_pass_is_what_its_layers_keep() -> None:
-    rows, model = 32, torch.nn.Sequential(torch.nn.Linear(10, 20), torch.nn.ReLU())
+    rows, model = (
+        32,
+        torch.nn.Sequential(
+            torch.nn.Linear(10, 20), torch.nn.ReLU(), torch.nn.Linear(20, 5), torch.nn.Sigmoid()
+        ),
+    )
 
     def step(net: torch.nn.Module, columns: Any) -> Any:
         outputs = net(columns["x"])
         return outputs.sum(), float(rows), outputs
 
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    # The linear layer keeps its input, the rectifier its output.
+    # The rectifier keeps its output, which the second layer keeps too; and the sigmoid its own.
     kept = activation_bytes(model, step, {"x": torch.randn(rows, 10)})
-    assert kept == 4 * rows * (10 + 20)
+    assert kept == 4 * rows * (20 + 5)
     assert all(torch.equal(before[name], now) for name, now in model.state_dict().items())
 
 

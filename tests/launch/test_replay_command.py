@@ -4,11 +4,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from distrain.errors import ProgramError
+from distrain.job_file import read_job
+from distrain.run_job import run_job
+from launch.main import main
 from tests.conftest import PROGRAMS, TIMEOUT_S, Completed, clean_environment
 from tests.folders import hashes
 from tests.run_folders import named, status
@@ -45,22 +50,60 @@ every_steps = 4
 SPOILED_LAYER = "6"
 
 
+def job_file(digits: Path, folder: Path, fault: str, batch_norm: str) -> Path:
+    path = folder / "job.toml"
+    path.write_text(JOB.format(data=digits, fault=fault, batch_norm=batch_norm))
+    return path
+
+
 def trained(
     distrain: Run, digits: Path, folder: Path, fault: str, batch_norm: str, workers: int
 ) -> Path:
-    job = folder / "job.toml"
-    job.write_text(JOB.format(data=digits, fault=fault, batch_norm=batch_norm))
+    """By real workers."""
+    job = job_file(digits, folder, fault, batch_norm)
     options = ("--workers", workers, "--run.dir", folder / "run")
     done = distrain("train", job, *options, cwd=PROGRAMS)
     assert done.returncode == (0 if fault == "nothing" else 70), done.stderr
     return folder / "run"
 
 
-def replayed(distrain: Run, run: Path, *arguments: object) -> dict[str, Any]:
+def trained_here(digits: Path, folder: Path, fault: str, batch_norm: str) -> Path:
+    """In this process, up to the fault."""
+    job = read_job(job_file(digits, folder, fault, batch_norm))
+    sys.path.insert(0, str(PROGRAMS))  # until the fixture `command` ends
+    with pytest.raises((ProgramError, ValueError)):
+        run_job(replace(job, run=replace(job.run, dir=str(folder / "run"))))
+    return folder / "run"
+
+
+Command = Callable[..., Completed]
+
+
+@pytest.fixture(name="command")
+def _command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs `distrain replay` in this process, where torch is imported."""
+    monkeypatch.chdir(PROGRAMS)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", [*sys.argv])
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: object) -> Completed:
+        given = ["replay", *map(str, arguments)]
+        capfd.readouterr()  # what was said before
+        with pytest.raises(SystemExit) as ended:
+            main(given)
+        told = capfd.readouterr()
+        return subprocess.CompletedProcess(given, int(ended.value.code or 0), told.out, told.err)
+
+    return run
+
+
+def replayed(command: Command, run: Path, *arguments: object) -> dict[str, Any]:
     before = hashes(run)
-    done = distrain("replay", run, *arguments, "--json", cwd=PROGRAMS)
-    assert (done.returncode, done.stderr) == (0, "")
+    done = command(run, *arguments, "--json")
     assert hashes(run) == before
+    assert (done.returncode, done.stderr) == (0, "")
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -78,21 +121,22 @@ def spoiled(distrain: Run, digits: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_a_step_of_four_workers_with_synchronised_norms_has_its_bits_on_one(
-    distrain: Run, synchronised: Path
+    command: Command, synchronised: Path
 ) -> None:
-    found = replayed(distrain, synchronised, "--step", 15)
+    found = replayed(command, synchronised, "--step", 15)
     recorded = named(synchronised, "step")[14]
     assert found["numbers"] == {name: recorded[name] for name in ("loss", "grad_norm", "lr")}
     assert (found["is_equal"], found["start"], found["num_compared"]) == (True, 12, 3)
-    # By hand, of 32 samples: what goes into the linear layers (64, 16, 16), the norm's input (16)
-    # and its mean and variance, the rectifier's output (16), the dropout's mask and the logits'
-    # softmax with the targets.
+    # By hand, of 32 samples in float32: the norm's input, the rectifier's output, what goes into
+    # the two linear layers behind it (16 each) and the logits' softmax (10); the dropout's mask, and
+    # the norm's mean and deviation, come on top.
     each, rest = divmod(found["activation_bytes"], 8)
-    assert (rest, 32 * 4 * (64 + 16 + 16 + 16) < each < 32 * 4 * 300) == (0, True)
+    least = 32 * 4 * (4 * 16 + 10)
+    assert (rest, least < each < least + 32 * 4 * 16 + 1024) == (0, True)
 
 
-def test_a_person_is_told_what_a_program_is(distrain: Run, synchronised: Path) -> None:
-    done = distrain("replay", synchronised, "--step", 13, cwd=PROGRAMS)
+def test_a_person_is_told_what_a_program_is(command: Command, synchronised: Path) -> None:
+    done = command(synchronised, "--step", 13)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     recorded = named(synchronised, "step")[12]
@@ -100,17 +144,17 @@ def test_a_person_is_told_what_a_program_is(distrain: Run, synchronised: Path) -
         f"{synchronised}: step 13 of epoch 3",
         "walk      1 step to step 13, from after the checkpoint of step 12",
     ]
-    assert lines[2].startswith("memory    0.7 MB for gradients: synchronised batch norm has all")
+    assert lines[2].startswith("memory    0.1 MB for gradients: synchronised batch norm has all")
     assert f"loss      {recorded['loss']!r}".ljust(34) + "as recorded, bit for bit" in lines
     assert "walked    1 step held against the record: all the same, bit for bit" in lines
     assert max(len(line) for line in lines[1:]) <= 80
 
 
 def test_a_nan_is_stopped_at_with_its_layer_its_micro_batch_and_its_samples(
-    distrain: Run, spoiled: Path
+    command: Command, spoiled: Path
 ) -> None:
     step = status(spoiled)["step"] + 1
-    found = replayed(distrain, spoiled)
+    found = replayed(command, spoiled)
     assert (found["step"], found["is_equal"], found["numbers"]) == (step, True, None)
     failure = found["failure"]
     assert (failure["text"], failure["is_recorded"]) == ("the loss is not finite", True)
@@ -123,18 +167,18 @@ def test_a_nan_is_stopped_at_with_its_layer_its_micro_batch_and_its_samples(
     own = found["micro_batches"][failure["micro_batch"]]
     assert own["loss"] is None
     assert [own["rows"][place] for place in first["samples"]] == failure["rows"]
-    before = replayed(distrain, spoiled, "--step", step - 1)
+    before = replayed(command, spoiled, "--step", step - 1)
     assert (before["is_equal"], before["failure"]) == (True, None)
-    shown = distrain("replay", spoiled, cwd=PROGRAMS).stdout
+    shown = command(spoiled).stdout
     assert f"failed    in step {step}, as recorded: the loss is not finite" in shown
     assert f"first     layer {SPOILED_LAYER} (Spoiled) gives a NaN, and what goes into it" in shown
 
 
 def test_a_gradient_that_is_not_finite_is_laid_to_its_layer_with_synchronised_norms(
-    distrain: Run, digits: Path, tmp_path: Path
+    command: Command, digits: Path, tmp_path: Path
 ) -> None:
-    run = trained(distrain, digits, tmp_path, "backward", "sync", 2)
-    failure = replayed(distrain, run)["failure"]
+    run = trained_here(digits, tmp_path, "backward", "sync")
+    failure = replayed(command, run)["failure"]
     assert (failure["text"], failure["is_recorded"]) == ("the gradient is not finite", True)
     first = failure["first"]
     assert (first["place"], first["layer"]) == ("gradient of the input", SPOILED_LAYER)
@@ -142,10 +186,10 @@ def test_a_gradient_that_is_not_finite_is_laid_to_its_layer_with_synchronised_no
 
 
 def test_any_other_error_comes_again_with_its_traceback_and_its_micro_batch(
-    distrain: Run, digits: Path, tmp_path: Path
+    command: Command, digits: Path, tmp_path: Path
 ) -> None:
-    run = trained(distrain, digits, tmp_path, "raise", "micro", 2)
-    found = replayed(distrain, run)
+    run = trained_here(digits, tmp_path, "raise", "micro")
+    found = replayed(command, run)
     failure = found["failure"]
     assert (failure["kind"], failure["text"]) == ("ValueError", "planted in the model")
     assert failure["is_recorded"] is True
@@ -220,27 +264,31 @@ print("after")
 
 
 def test_a_run_of_a_script_is_replayed_by_the_script(
-    distrain: Run, iris: Path, tmp_path: Path
+    distrain: Run, command: Command, iris: Path, tmp_path: Path
 ) -> None:
     script, run = tmp_path / "script.py", tmp_path / "run"
     script.write_text(SCRIPT)
     done = distrain("launch", "--workers", 2, script, iris, run)
     assert done.returncode == 0, done.stderr
-    refused = distrain("replay", run, "--step", 4)
+    refused = command(run, "--step", 4)
     assert refused.returncode == 78
     assert f"distrain replay {run} --step S -- SCRIPT ARGS" in refused.stderr
     before = hashes(run)
-    again = distrain("replay", run, "--step", 4, "--json", "--", script, iris, run)
+    again = command(run, "--step", 4, "--json", "--", script, iris, run)
     assert (again.returncode, again.stderr) == (0, "before\n")
     assert json.loads(again.stdout)["is_equal"] is True
     assert hashes(run) == before
-    other = distrain("replay", run, "--step", 4, "--", script, iris, tmp_path / "other")
+    other = command(run, "--step", 4, "--", script, iris, tmp_path / "other")
     assert other.returncode == 64
     assert "other first, which is not finished" in other.stderr
+    script.write_text("print('nothing')")
+    nothing = command(run, "--step", 4, "--", script)
+    assert nothing.returncode == 64
+    assert f"has come to no Trainer.fit whose run is {run}" in nothing.stderr
 
 
 def test_a_difference_is_an_exit_code_and_names_what_has_changed(
-    distrain: Run, synchronised: Path, tmp_path: Path
+    command: Command, synchronised: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()
@@ -252,7 +300,7 @@ def test_a_difference_is_an_exit_code_and_names_what_has_changed(
     (run / "events.jsonl").write_text(events.replace(loss, "0.5"))
     told = json.loads((synchronised / "environment.json").read_text())
     (run / "environment.json").write_text(json.dumps({**told, "cpu": "a cray"}))
-    done = distrain("replay", run, "--step", 13, cwd=PROGRAMS)
+    done = command(run, "--step", 13)
     assert done.returncode == 70
     assert "recorded: 0.5" in done.stdout
     assert done.stderr.startswith(
@@ -272,10 +320,10 @@ def test_a_difference_is_an_exit_code_and_names_what_has_changed(
     ],
 )
 def test_wrong_usage_is_told(
-    distrain: Run, synchronised: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+    command: Command, synchronised: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     names = {"empty": tmp_path, "run": synchronised}
-    done = distrain("replay", *(each.format(**names) for each in arguments), cwd=PROGRAMS)
+    done = command(*(each.format(**names) for each in arguments))
     assert done.returncode == 64, done.stderr
     assert message.format(**names).lower() in done.stderr.lower()
 

@@ -46,7 +46,6 @@ from distrain.practice.walk import (
     walk_lines,
 )
 from distrain.train import TrainingLoop
-from distrain.training_run import RunSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +111,7 @@ def asked_of(folder: str | Path | None) -> Request | None:
 class Replay:
     """A replay of one run by its parts."""
 
-    def __init__(
-        self, request: Request, model: torch.nn.Module, parts: Assembly, settings: RunSettings
-    ) -> None:
+    def __init__(self, request: Request, model: torch.nn.Module, parts: Assembly) -> None:
         """Checks that the workers are one."""
         if parts.world.size > 1:
             raise UsageError(
@@ -122,7 +119,6 @@ class Replay:
                 "without torchrun or its kin"
             )
         self._request, self._model, self._parts = request, model, parts
-        self._settings = settings
         self._status = read_status(request.folder)
 
     def run(
@@ -146,7 +142,7 @@ class Replay:
         start, contents, passed_over = checkpoint_before(folder / CHECKPOINTS, step)
         epoch = parts.plan.batch(step - 1).epoch + 1
         request.tell(f"{folder}: step {step} of epoch {epoch}")
-        for text in (*passed_over, *walk_lines(start, step, folder, self._settings.checkpoint)):
+        for text in (*passed_over, *walk_lines(start, step, folder, parts.rules.checkpoint)):
             request.tell(text)
         watch = StepWatch(
             step - 1,
@@ -169,7 +165,6 @@ class Replay:
                 model=self._model,
                 parts=parts,
                 batches=batches,
-                early_stopping=self._settings.early_stopping,
                 recording=recording,
                 saver=Saver(parts.world, recording, None),
                 # Without it the loop would go on to the epoch's end.

@@ -128,8 +128,8 @@ def test_a_step_of_four_workers_with_synchronised_norms_has_its_bits_on_one(
     assert found["numbers"] == {name: recorded[name] for name in ("loss", "grad_norm", "lr")}
     assert (found["is_equal"], found["start"], found["num_compared"]) == (True, 12, 3)
     # By hand, of 32 samples in float32: the norm's input, the rectifier's output, what goes into
-    # the two linear layers behind it (16 each) and the logits' softmax (10); the dropout's mask, and
-    # the norm's mean and deviation, come on top.
+    # the two linear layers behind it (16 each) and the logits' softmax (10); the dropout's mask,
+    # and the norm's mean and deviation, come on top.
     each, rest = divmod(found["activation_bytes"], 8)
     least = 32 * 4 * (4 * 16 + 10)
     assert (rest, least < each < least + 32 * 4 * 16 + 1024) == (0, True)

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from distrain.bad_numbers import BadNumbers
     from distrain.coordinator.checkpointing import Checkpoint
     from distrain.coordinator.early_stopping import EarlyStopping
     from distrain.coordinator.history import History
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from distrain.trainer import Trainer
 
 _HOMES = {
+    "BadNumbers": "distrain.bad_numbers",
     "Checkpoint": "distrain.coordinator.checkpointing",
     "EarlyStopping": "distrain.coordinator.early_stopping",
     "EpochRecord": "distrain.coordinator.observers",
@@ -34,6 +36,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BadNumbers",
     "Checkpoint",
     "EarlyStopping",
     "EpochRecord",

@@ -1,14 +1,17 @@
-"""Which micro-batches are to blame for a loss or gradient that is not finite."""
+"""Which micro-batches are to blame for a loss or gradient that is not finite, or has jumped."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distrain.errors import NonFiniteError
+from distrain.bad_numbers import StepLimits
+from distrain.errors import NonFiniteError, SpikeError
 from distrain.parallel.split import GlobalBatch
+from distrain.parallel.world import World
 
 RowsAt = Callable[[int, int, int], NDArray[np.int64]]
 """From (epoch, start, stop) to the rows at these positions."""
@@ -47,15 +50,47 @@ def non_finite(
     `spent_scale`: the loss scale has been halved as often as it can be.
     """
     what, found = at_fault(marks)
-    positions = [batch.positions(range(number, number + 1)) for number in found]
-    rows = np.concatenate([rows_at(batch.epoch, *position) for position in positions])
     return NonFiniteError(
         step=batch.step + 1,
         epoch=batch.epoch + 1,
         what=what,
-        rows=rows.tolist(),
+        rows=_rows(batch, found, rows_at),
         cause=_NO_OVERFLOW if spent_scale else "",
     )
+
+
+def spike(
+    batch: GlobalBatch,
+    losses: Mapping[int, tuple[torch.Tensor, torch.Tensor | float]],
+    rows_at: RowsAt,
+    world: World,
+    limits: StepLimits,
+    value: float,
+) -> SpikeError:
+    """The error that names the rows of the micro-batch with the highest mean loss.
+
+    A closing exchange, which all workers enter; `losses` has the sum and the weight of this
+    worker's micro-batches.
+    """
+    means = torch.zeros(batch.num_micro_batches, dtype=torch.float64)
+    for micro_batch, (loss_sum, weight) in losses.items():
+        means[micro_batch] = float(loss_sum) / float(weight) if float(weight) else -math.inf
+    # All but one worker have 0 there, and adding that changes no bit.
+    everyone = world.communicator.all_gather(means.to(world.device)).sum(0).cpu()
+    return SpikeError(
+        step=batch.step + 1,
+        epoch=batch.epoch + 1,
+        watch=limits.watch,
+        value=value,
+        above=limits.spike_above,
+        rows=_rows(batch, [int(everyone.argmax())], rows_at),
+    )
+
+
+def _rows(batch: GlobalBatch, micro_batches: Sequence[int], rows_at: RowsAt) -> list[int]:
+    positions = [batch.positions(range(number, number + 1)) for number in micro_batches]
+    rows: list[int] = np.concatenate([rows_at(batch.epoch, *one) for one in positions]).tolist()
+    return rows
 
 
 def at_fault(marks: torch.Tensor) -> tuple[str, list[int]]:

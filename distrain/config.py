@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from distrain.bad_numbers import BadNumbers
 from distrain.checks import check_above_zero, check_at_least, check_known
 from distrain.errors import ConfigError
 from distrain.metric_names import metric
@@ -308,6 +309,7 @@ class Job:
     average: AverageConfig = field(default_factory=AverageConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    bad_numbers: BadNumbers = field(default_factory=BadNumbers)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 

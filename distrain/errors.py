@@ -4,7 +4,10 @@ Exception
 |-- DistrainError
 |   |-- UsageError        64   the command line is wrong
 |   |-- ProgramError      70   the model, the loss or the program is at fault
-|   |   `-- NonFiniteError     a loss or gradient is NaN or infinite
+|   |   `-- BadStepError       a step whose numbers are bad
+|   |       |-- NonFiniteError     a loss or gradient is NaN or infinite
+|   |       |-- SpikeError         a loss, or a gradient's norm, has jumped
+|   |       `-- RuinedWeightsError a weight is NaN or infinite
 |   |-- DivergedError     70   the workers no longer hold the same state
 |   |-- LostPeerError     69   an exchange failed: another worker has ended, or stands still
 |   `-- ConfigError       78   the job can't be run as it is described
@@ -15,6 +18,7 @@ Exception
 import re
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import Literal
 
 from data_pipeline.errors import DataError, StorageError
 
@@ -61,28 +65,97 @@ class UndefinedScoreWarning(UserWarning):
     """A metric is not defined on a data set, and is NaN."""
 
 
-class NonFiniteError(ProgramError):
+class BadStepError(ProgramError):
+    """A step's numbers are bad; all workers see so alike.
+
+    Attributes:
+        kind: `non_finite` or `spike`.
+        step: Counted from 1, as in the log.
+        epoch: Counted from 1.
+        problem: What is wrong, in a few words.
+        rows: Row numbers in the data set of the samples of the micro-batches at fault.
+        history: What the run has done about earlier ones, in words.
+    """
+
+    kind: Literal["non_finite", "spike"] = "non_finite"
+
+    def __init__(
+        self, text: str, *, step: int, epoch: int, problem: str, rows: Sequence[int] = ()
+    ) -> None:
+        """`text` is the message."""
+        super().__init__(text)
+        self.step, self.epoch, self.problem, self.rows = step, epoch, problem, tuple(rows)
+        self.history = ""
+
+    def __str__(self) -> str:
+        """The message, and the history."""
+        return f"{super().__str__()}{self.history}"
+
+
+class NonFiniteError(BadStepError):
     """A loss or gradient is NaN or infinite; says at which step and for which samples.
 
     Attributes:
-        step: Counted from 1, as in the log.
-        epoch: Counted from 1.
         what: The loss, the gradient, or their sum.
-        rows: Row numbers in the data set of the samples of the micro-batches at fault.
     """
 
     def __init__(
         self, *, step: int, epoch: int, what: str, rows: Sequence[int], cause: str = ""
     ) -> None:
         """Words the message; it names at most 32 rows. `cause` says what it can't be, or must."""
-        named = ", ".join(map(str, rows[:32])) + (", ..." if len(rows) > 32 else "")
         super().__init__(
             f"the {what} is not finite at step {step} (epoch {epoch}); the samples of the "
-            f"micro-batches at fault are the data set's rows {named}. {cause}The weights are "
-            "those before the step; look at these samples, lower the learning rate, or clip the "
-            "gradient"
+            f"micro-batches at fault are the data set's rows {named_rows(rows)}. {cause}The "
+            "weights are those before the step; look at these samples, lower the learning rate, "
+            "clip the gradient, or have such steps skipped (bad_numbers)",
+            step=step,
+            epoch=epoch,
+            problem=f"the {what} is not finite",
+            rows=rows,
         )
-        self.step, self.epoch, self.what, self.rows = step, epoch, what, tuple(rows)
+        self.what = what
+
+
+class SpikeError(BadStepError):
+    """A step's loss, or its gradient's norm, has jumped; the weights are those before it."""
+
+    kind = "spike"
+
+    def __init__(
+        self, *, step: int, epoch: int, watch: str, value: float, above: float, rows: Sequence[int]
+    ) -> None:
+        """Words the message; it names at most 32 rows, those of the highest losses."""
+        named = {"grad_norm": "gradient's norm"}.get(watch, watch)
+        problem = f"the {named} jumps to {value:.6g}, and {above:.6g} is the limit"
+        super().__init__(
+            f"{problem}, at step {step} (epoch {epoch}); the micro-batch with the highest loss has "
+            f"the data set's rows {named_rows(rows)}. The weights are those before the step; look "
+            "at these samples, lower the learning rate, or have such steps skipped (bad_numbers)",
+            step=step,
+            epoch=epoch,
+            problem=problem,
+            rows=rows,
+        )
+        self.value, self.above = value, above
+
+
+class RuinedWeightsError(BadStepError):
+    """An update has left a weight that is not finite."""
+
+    def __init__(self, *, step: int, epoch: int, name: str) -> None:
+        """Names the first one."""
+        problem = f"parameter {name} is not finite after step {step}"
+        super().__init__(
+            f"{problem}: lower the learning rate or the weight decay, or clip the gradient",
+            step=step,
+            epoch=epoch,
+            problem=problem,
+        )
+
+
+def named_rows(rows: Sequence[int]) -> str:
+    """At most 32 of them."""
+    return ", ".join(map(str, rows[:32])) + (", ..." if len(rows) > 32 else "")
 
 
 class DivergedError(DistrainError):

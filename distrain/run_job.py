@@ -118,6 +118,7 @@ def job_trainer(job: Job, train: Dataset, *, fresh: bool = False) -> Trainer:
         else EarlyStopping(
             early.monitor, early.patience, early.min_delta, early.mode, early.restore_best
         ),
+        bad_numbers=job.bad_numbers,
         checkpoint=Checkpoint(**dataclasses.asdict(job.checkpoint)),
         prepare=make_transforms("data.prepare", job.data.prepare),
         standardize=job.data.standardize,

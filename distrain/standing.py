@@ -49,6 +49,19 @@ class StandingState:
             self.steps_done = steps_done
 
     @contextmanager
+    def going_back_to(self, steps_done: int) -> Iterator[None]:
+        """All of it is set to what it was after an earlier step meanwhile."""
+        with self.moving_to(steps_done):
+            yield
+            # What the statistics were at the begin of the step in hand stands no more.
+            self._statistics.begin()
+
+    def pass_to(self, steps_done: int) -> None:
+        """Steps are counted that move nothing."""
+        with self._lock:
+            self.steps_done = steps_done
+
+    @contextmanager
     def averaged(self) -> Iterator[None]:
         """The model holds the average meanwhile, where there is one; `at_rest` is not misled."""
         with self._lock:

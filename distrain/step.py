@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distrain.blame import Mark, RowsAt, new_marks, non_finite
+from distrain.bad_numbers import StepLimits
+from distrain.blame import Mark, RowsAt, new_marks, non_finite, spike
 from distrain.coordinator.ledger import Ledger, LedgerTotals
 from distrain.coordinator.metrics import MetricSet
-from distrain.errors import NonFiniteError, ProgramError
+from distrain.errors import BadStepError, NonFiniteError, ProgramError, RuinedWeightsError
 from distrain.learn.averaging import AveragedWeights
 from distrain.learn.loss_scale import LossScale
 from distrain.micro_batch import (
@@ -56,8 +57,9 @@ class StepResult:
         flags: What the workers have raised, by kind and rank; no number above depends on it.
         inspection: What the step did to each parameter, where it was looked at.
         loss_scale: For the step to come, where the loss is scaled.
-        skipped: The gradient overflowed at this step's scale; neither weights nor running
-            statistics have moved.
+        skipped: The gradient overflowed at this step's scale, or the step is bad; neither weights
+            nor running statistics have moved.
+        bad: What was wrong with it.
     """
 
     batch: GlobalBatch
@@ -68,6 +70,7 @@ class StepResult:
     inspection: Inspection | None = None
     loss_scale: LossScale | None = None
     skipped: bool = False
+    bad: BadStepError | None = None
 
 
 class TrainingStep:
@@ -95,6 +98,7 @@ class TrainingStep:
         self._world, self._settings = world, settings
         self._divisor, self._rows_at = float(global_batch), rows_at
         self._loss_scale, self._is_spent = 1.0, False
+        self._losses: dict[int, tuple[torch.Tensor, torch.Tensor | float]] = {}
         gradients = FlatGradients(model)
         synchronized = settings.batch_norm == "sync"
         self._statistics = RunningStatistics(model, synchronized=synchronized)
@@ -179,24 +183,25 @@ class TrainingStep:
         columns: Columns,
         raised: Callable[[], Mapping[Flag, int]] = _nothing,
         loss_scale: LossScale | None = None,
-        fall: float = 1.0,
+        limits: StepLimits = StepLimits(),  # noqa: B008 - it is frozen
     ) -> StepResult:
         """Does one step; `columns` holds the samples of this worker's micro-batches.
 
         `raised()` is what asks this worker to stop; every worker is told all of them. `loss_scale`
-        is what the step before has left, None for the first. `fall` is a factor on all learning
-        rates, beside the schedule's.
+        is what the step before has left, None for the first.
 
         Raises:
-            NonFiniteError: on all workers alike; the weights are those before the step.
+            BadStepError: of a kind that `limits` don't have skipped; on all workers alike; the
+                weights are those before the step.
         """
         digest = self.check.word(batch.step)
-        scaling = (loss_scale or LossScale()) if self._settings.scales_loss else None
+        before = scaling = (loss_scale or LossScale()) if self._settings.scales_loss else None
         self._loss_scale = 1.0 if scaling is None else scaling.scale
         with self.standing.held():  # running statistics move with each micro-batch from here on
             self._statistics.begin()
         self._guard.begin()
         owned = self._sum.begin(batch.num_micro_batches)
+        self._losses = {}
         for _ in self._leaves(batch, owned, columns):
             pass
         self._guard.check()
@@ -204,7 +209,7 @@ class TrainingStep:
         self.check.judge(batch.step, summed.flags[Flag.STATE])
         if summed.is_wrong:  # seen by all workers alike: once more, the slow way
             self._statistics.restore()
-            return self(batch, columns, raised, loss_scale, fall)
+            return self(batch, columns, raised, loss_scale, limits)
         totals = self._ledger.read(summed.total)
         # Each backward pass ran on sum / global_batch (a constant, so that float16 would not
         # overflow); what is wanted is sum / weight (rule 4).
@@ -217,15 +222,21 @@ class TrainingStep:
             scaling = scaling.after(overflow=overflow)
             self._is_spent = scaling.is_spent
             if overflow and not self._is_spent:
-                lr = self._skip(batch, fall)
+                lr = self._skip(batch, limits)
                 return StepResult(
                     batch, totals, norm, lr, summed.flags, None, scaling, skipped=True
                 )
-        if overflow or not math.isfinite(totals.loss_sum):
-            raise self._non_finite(batch, owned, columns)
+        bad = self._problem(batch, owned, columns, totals, norm, limits)
+        if bad is not None:
+            if bad.kind not in limits.skips:
+                raise bad
+            lr = self._skip(batch, limits)
+            return StepResult(
+                batch, totals, norm, lr, summed.flags, None, before, skipped=True, bad=bad
+            )
         self._inspector.before(batch.step, partial(self.update.ownership.whole, summed.gradient))
         self.update.clip(summed.gradient, norm)
-        lr = self.update.set_learning_rate(batch.step, fall)
+        lr = self.update.set_learning_rate(batch.step, limits.lr_factor)
         with self.standing.moving_to(batch.step + 1):
             self._statistics.apply(summed.total.float32)
             if self._norms is not None:
@@ -235,12 +246,36 @@ class TrainingStep:
         looked = self._inspector.after()
         return StepResult(batch, totals, norm, lr, summed.flags, looked, scaling)
 
-    def _skip(self, batch: GlobalBatch, fall: float) -> float:
+    def _problem(
+        self,
+        batch: GlobalBatch,
+        owned: range,
+        columns: Columns,
+        totals: LedgerTotals,
+        norm: float,
+        limits: StepLimits,
+    ) -> BadStepError | None:
+        """What is wrong with a step's numbers; if anything is, all stands as before the step."""
+        if not (math.isfinite(norm) and math.isfinite(totals.loss_sum)):
+            return self._non_finite(batch, owned, columns)
+        value = totals.loss if limits.watch == "loss" else norm
+        if not value > limits.spike_above:
+            return None
+        self._statistics.restore()
+        self._sum.gradients.clear()
+        return spike(batch, self._losses, self._rows_at, self._world, limits, value)
+
+    def _skip(self, batch: GlobalBatch, limits: StepLimits) -> float:
         """Counts a step that moves nothing; gives its learning rate."""
         self._sum.gradients.clear()
         with self.standing.moving_to(batch.step + 1):
             self._statistics.restore()
-        return self.update.set_learning_rate(batch.step, fall)
+        return self.update.set_learning_rate(batch.step, limits.lr_factor)
+
+    @property
+    def nothing(self) -> LedgerTotals:
+        """The totals of no step."""
+        return self._ledger.nothing
 
     def _leaves(
         self, batch: GlobalBatch, owned: range, columns: Columns
@@ -268,6 +303,7 @@ class TrainingStep:
                     )
                 self._sum.mark_present(self._ledger.present(leaf))
                 loss_sum, weight, outputs = result
+                self._losses[micro_batch] = loss_sum.detach(), weight
                 self._ledger.write(
                     leaf,
                     loss_sum=loss_sum,
@@ -349,15 +385,12 @@ class TrainingStep:
         return non_finite(batch, gathered, self._rows_at, spent_scale=self._is_spent)
 
 
-def check_finite(model: torch.nn.Module, step: int) -> None:
+def check_finite(model: torch.nn.Module, step: int, epoch: int) -> None:
     """Refuses weights that an update has ruined: the next step's loss would come too late.
 
     Raises:
-        ProgramError: names the first parameter that is not finite, on all workers alike.
+        RuinedWeightsError: names the first parameter that is not finite, on all workers alike.
     """
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise ProgramError(
-                f"parameter {name} is not finite after step {step}: lower the learning rate or the "
-                "weight decay, or clip the gradient"
-            )
+            raise RuinedWeightsError(step=step, epoch=epoch, name=name)

@@ -8,14 +8,18 @@ import torch
 
 from data_pipeline.batches import Batch
 from distrain.assembly import Assembly
+from distrain.bad_numbers import BadNumbers, NumbersState
 from distrain.coordinator.early_stopping import judge
+from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.observers import EpochRecord
 from distrain.coordinator.recording import Recording
+from distrain.coordinator.return_point import ReturnPoints
 from distrain.coordinator.run_state import RunState
 from distrain.coordinator.saving import Saver
 from distrain.coordinator.stops import StopAskedError
+from distrain.learn.loss_scale import LossScale
 from distrain.parallel.summing import Flag
-from distrain.step import check_finite
+from distrain.step import StepResult, check_finite
 from distrain.validation import Measured
 
 
@@ -24,40 +28,57 @@ class TrainingLoop:
     """What the steps of a run go through, on one worker.
 
     Attributes:
-        batches: This worker's samples of each step that is left, on its device.
+        bad_numbers: What a step whose numbers are bad leads to.
+        back_to: What the run may go back to.
         raised: What asks this worker to stop, 0 for nothing.
     """
 
     model: torch.nn.Module
     parts: Assembly
-    batches: Iterator[Batch]
+    bad_numbers: BadNumbers
+    back_to: ReturnPoints
     recording: Recording
     saver: Saver
     raised: Callable[[], int]
 
     def run(
-        self, state: RunState, best: dict[str, torch.Tensor], last_step: int
+        self,
+        state: RunState,
+        best: dict[str, torch.Tensor],
+        last_step: int,
+        batches: Iterator[Batch],
     ) -> dict[str, torch.Tensor]:
         """Every step that is left of the run, and a verdict at each epoch's end.
+
+        Args:
+            state: Where the run stands.
+            best: The best epoch's weights so far, where they are to be restored.
+            last_step: Of the run.
+            batches: This worker's samples of each step that is to be done, on its device.
 
         Returns:
             The best epoch's weights, where they are to be restored.
 
         Raises:
             StopAskedError: a worker was asked to stop; on all workers after the same step.
+            BadStepError: numbers are bad, and the step is not skipped; on all workers alike.
         """
         parts, rule, recording = self.parts, self.parts.rules.early_stopping, self.recording
         steps_per_epoch, metrics = parts.plan.steps_per_epoch, parts.metrics
         asked, seen, began = False, 0, time.monotonic()
         self.model.train()
         while not state.stopped and (state.step < last_step or state.totals is not None):
-            if not state.ends_epoch(steps_per_epoch):
+            if state.passes(steps_per_epoch):
+                state = state.after_passing(steps_per_epoch, parts.step.nothing)
+                parts.step.standing.pass_to(state.step)
+                self.saver.passed(state)
+            elif not state.ends_epoch(steps_per_epoch):
                 batch = parts.plan.batch(state.step)
-                columns = next(self.batches).columns
-                result = parts.step(
-                    batch, columns, self._flags, state.loss_scale, state.fall.factor
-                )
-                state = state.after_step(result.totals, result.loss_scale)
+                self.back_to.keep(state, best, batch.epoch + 1)
+                columns = next(batches).columns
+                limits = self.bad_numbers.limits(state.numbers, state.fall.factor)
+                result = parts.step(batch, columns, self._flags, state.loss_scale, limits)
+                state = state.after_step(*self._counted(result, state.numbers))
                 seen += batch.num_samples
                 recording.step(result, state)
                 self.saver.step(result, state)
@@ -66,7 +87,7 @@ class TrainingLoop:
                     parts.step.check.compare(state.step)
                     raise StopAskedError(result.flags[Flag.STOP])
             if state.ends_epoch(steps_per_epoch) and state.totals is not None:
-                check_finite(self.model, state.step)
+                check_finite(self.model, state.step, state.step // steps_per_epoch)
                 rate = seen / (time.monotonic() - began)
                 with parts.step.standing.averaged():
                     measured = parts.evaluate(self.raised) if parts.evaluate else Measured()
@@ -87,6 +108,18 @@ class TrainingLoop:
             self.saver.state(state, self.model, parts.step, best, asked=asked)
         parts.step.check.compare(state.step)
         return best
+
+    def _counted(
+        self, result: StepResult, numbers: NumbersState
+    ) -> tuple[LedgerTotals, LossScale | None, NumbersState]:
+        """What a step adds to the run's state: a bad one no loss and no samples."""
+        rule, loss = self.bad_numbers, result.totals.loss
+        if result.bad is not None:
+            numbers = rule.after_skip(numbers, result.bad)
+            return self.parts.step.nothing, result.loss_scale, numbers
+        if not result.skipped:
+            numbers = rule.after_step(numbers, loss, result.grad_norm)
+        return result.totals, result.loss_scale, numbers
 
     def _flags(self) -> dict[Flag, int]:
         return {Flag.STOP: self.raised(), **self.saver.flags()}

@@ -15,6 +15,7 @@ from data_pipeline.recipe import training_transforms
 from data_pipeline.sampling import Kind, Sampling
 from distrain.arguments import check_arguments
 from distrain.assembly import Assembly, check_datasets
+from distrain.bad_numbers import BadNumbers
 from distrain.config import Backend, ParallelConfig
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
@@ -75,6 +76,7 @@ class Trainer:
         clip_value: float | None = None,
         average: Average | None = None,
         early_stopping: EarlyStopping | None = None,
+        bad_numbers: BadNumbers = BadNumbers(),  # noqa: B008 - it is frozen
         checkpoint: Checkpoint | None = Checkpoint(),  # noqa: B008 - it is frozen
         micro_batch_step: MicroBatchStep | None = None,
         prepare: Sequence[Transform] = (),
@@ -122,6 +124,7 @@ class Trainer:
             average: Whether an average of the weights is what is evaluated, and the result:
                 `distrain.ExponentialAverage` or `distrain.StochasticAverage`.
             early_stopping: When to stop before the last epoch.
+            bad_numbers: What a loss or gradient that is not finite, or a spike, leads to.
             checkpoint: When the run's state is written to its folder; None for never.
             micro_batch_step: `(model, columns) -> (loss sum, weight, outputs)` instead of
                 `loss(model(columns[inputs]), columns[target])`; it gets all columns.
@@ -156,6 +159,7 @@ class Trainer:
             metrics=metrics,
             groups=groups,
             average=average,
+            bad_numbers=bad_numbers,
             max_time_s=max_time_s,
             saves=saves,
         )
@@ -202,6 +206,7 @@ class Trainer:
             fresh=fresh,
             show=progress,
             job=job or {},
+            bad_numbers=bad_numbers,
             max_time_s=max_time_s,
             grace_s=grace_s,
             prometheus_port=prometheus_port,
@@ -210,6 +215,7 @@ class Trainer:
             "compute_threads": compute_threads,
             "deterministic": deterministic,
             **described(average=average, early_stopping=early_stopping),
+            "bad_numbers": bad_numbers.identity,
         }
 
     @property
@@ -261,7 +267,7 @@ class Trainer:
             ConfigError: the sizes don't fit each other, the data or the number of workers.
             DataError: a column is missing, or a shard is damaged.
             StorageError: the run's folder can't be written.
-            NonFiniteError: a loss or gradient is not finite; on all workers at the same step.
+            BadStepError: numbers are not finite, or jump; on all workers at the same step.
             StoppedError: a signal or the time limit ended the run, all saved; `SystemExit` with 75.
         """
         if epochs < 1:

@@ -62,8 +62,8 @@ class WeightUpdate:
                 for piece in owned:
                     piece.mul_(factor)
 
-    def set_learning_rate(self, step: int, fall: float = 1.0) -> float:
-        """Every group's rate at a step, times a `fall`; returns the first one's.
+    def set_learning_rate(self, step: int, lowered: float = 1.0) -> float:
+        """Every group's rate at a step, times a factor; returns the first one's.
 
         Raises:
             ProgramError: the schedule gives a factor that is not finite.
@@ -74,7 +74,7 @@ class WeightUpdate:
                 f"the schedule gives the factor {factor} at step {step + 1}: every weight would "
                 "be lost"
             )
-        factor *= fall
+        factor *= lowered
         for group, base in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
             group["lr"] = base * factor
         return self._base_lrs[0] * factor

@@ -134,6 +134,7 @@ def test_the_public_names_are_these() -> None:
     import distrain  # noqa: PLC0415 - what this test is about
 
     assert sorted(distrain.__all__) == [
+        "BadNumbers",
         "Checkpoint",
         "EarlyStopping",
         "EpochRecord",

@@ -3,6 +3,7 @@
     checkpoints/step-000001200/
         model.safetensors        one file a group of tensors
         optimizer.safetensors
+        return_*.safetensors     of the state that bad numbers lead back to, where they do
         state.json               {"sha256": of the body, "body": {state, files: {name: digests}}}
 
 A checkpoint is written aside, synced and renamed (`data_pipeline.durable.new_folder`). Reading
@@ -29,7 +30,7 @@ from distrain.coordinator.tensor_file import CHUNK_BYTES, laid_out
 
 STATE = "state.json"
 SUFFIX = ".safetensors"
-FORMAT = 1
+FORMAT = 2
 MOST_STATE_BYTES = 256 * 2**20
 """A larger state.json is none of ours: it grows by some 100 bytes an epoch."""
 

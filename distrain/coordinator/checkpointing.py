@@ -16,12 +16,14 @@ from distrain.config import CheckpointConfig
 from distrain.coordinator.checkpoint import CheckpointContents, write_checkpoint
 from distrain.coordinator.monitor import MODES, beats, settled_mode
 from distrain.coordinator.observers import EpochRecord
+from distrain.coordinator.return_point import GROUPS, Described, ReturnPoints
 from distrain.coordinator.run_layout import folder_name, steps_in
 from distrain.coordinator.run_state import RunState
 from distrain.errors import ConfigError
 from distrain.learn.averaging import AveragedWeights
 from distrain.parallel.communicator import broadcast_bytes
-from distrain.parallel.ownership import OptimizerState, Ownership
+from distrain.parallel.optimizer_state import OptimizerState
+from distrain.parallel.ownership import Ownership
 from distrain.parallel.world import World
 
 TRY_AGAIN_S = 10.0
@@ -76,23 +78,36 @@ def best_steps(policy: Checkpoint, epochs: Sequence[EpochRecord]) -> list[int]:
     return [record.step for record in best[: policy.keep_best]]
 
 
-def superfluous_steps(
-    policy: Checkpoint, steps: Sequence[int], epochs: Sequence[EpochRecord]
-) -> list[int]:
-    """Which of the steps that there are checkpoints of need not be kept."""
-    kept = {*sorted(steps)[-policy.keep_last :], *best_steps(policy, epochs)}
+def superfluous_steps(policy: Checkpoint, steps: Sequence[int], state: RunState) -> list[int]:
+    """Which of the steps that there are checkpoints of need not be kept, that of `state` being one.
+
+    Those of later steps are of a time that the run has gone back from.
+    """
+    behind = [step for step in steps if step <= state.step]
+    kept = {*sorted(behind)[-policy.keep_last :], *best_steps(policy, state.epochs)}
     every = policy.keep_every
-    return [step for step in steps if step not in kept and (every is None or step % every)]
+    kept |= {step for step in behind if every is not None and step % every == 0}
+    return [step for step in steps if step not in kept]
 
 
 def contents(
-    state: RunState, model: Tensors, optimizer: OptimizerState, best: Tensors, average: Tensors
+    state: RunState,
+    model: Tensors,
+    optimizer: OptimizerState,
+    best: Tensors,
+    average: Tensors,
+    back_to: Described = ({}, None),
 ) -> CheckpointContents:
-    """All of a run's state, as a checkpoint holds it; `model` is the module's state."""
+    """All of a run's state, as a checkpoint holds it; `model` is the module's state.
+
+    `back_to` is the earlier state that the run may go back to.
+    """
     tensors, numbers = optimizer
     groups: dict[str, Tensors] = {MODEL: model, OPTIMIZER: tensors}
     groups |= {name: more for name, more in ((BEST, best), (AVERAGE, average)) if more}
-    return CheckpointContents(groups, {"run": state.to_json(), "optimizer": numbers})
+    point_groups, point = back_to
+    values = {"run": state.to_json(), "optimizer": numbers, "return_point": point}
+    return CheckpointContents(groups | point_groups, values)
 
 
 def is_scheduled(policy: Checkpoint, state: RunState) -> bool:
@@ -138,7 +153,7 @@ class CheckpointKeeper:
         folder = write_checkpoint(self._root, state.step, written)
         self._again = None
         self._check()
-        for step in superfluous_steps(self._policy, steps_in(self._root), state.epochs):
+        for step in superfluous_steps(self._policy, steps_in(self._root), state):
             _remove(self._root / folder_name(step))
         return folder
 
@@ -161,6 +176,7 @@ def take_up(
     ownership: Ownership,
     average: AveragedWeights,
     world: World,
+    back_to: ReturnPoints,
 ) -> tuple[RunState, dict[str, torch.Tensor]]:
     """Sets every worker's state from the checkpoint that rank 0 has read, if it has.
 
@@ -172,11 +188,13 @@ def take_up(
     if not state:
         return RunState(), {}
     values = json.loads(state)
-    names = (MODEL, OPTIMIZER, BEST, AVERAGE)
+    names = (MODEL, OPTIMIZER, BEST, AVERAGE, *(GROUPS if values["return_point"] else ()))
     groups = {group: _broadcast_group(group, found, world) for group in names}
     model.load_state_dict(groups[MODEL])
     ownership.load_optimizer_state(groups[OPTIMIZER], values["optimizer"])
     average.take_up(groups[AVERAGE])
+    if values["return_point"]:
+        back_to.take_up(groups, values["return_point"], groups[BEST])
     return RunState.from_json(values["run"]), groups[BEST]
 
 

@@ -13,7 +13,13 @@ from typing import Any
 from data_pipeline.durable import write_whole
 from data_pipeline.errors import StorageError
 from distrain.coordinator.log_tail import cut_back, scores_in
-from distrain.coordinator.observers import Ending, EpochRecord, finite_or_none, overflow_text
+from distrain.coordinator.observers import (
+    Ending,
+    EpochRecord,
+    bad_fields,
+    finite_or_none,
+    skipped_text,
+)
 from distrain.coordinator.progress import say
 from distrain.coordinator.run_layout import EVENTS
 from distrain.parallel.split import BatchPlan
@@ -32,17 +38,24 @@ class EventLog:
     """Writes the log, each line by one call."""
 
     def __init__(
-        self, folder: Path, step: int = 0, check: Callable[[], None] | None = None
+        self,
+        folder: Path,
+        step: int = 0,
+        check: Callable[[], None] | None = None,
+        *,
+        times_back: int = 0,
     ) -> None:
         """Starts the file anew, or cuts it back to what a run that goes on from `step` has done.
 
-        `check` is asked whether this start may still write, where somebody else has written.
+        `times_back` is how often it has gone back until then. `check` is asked whether this start
+        may still write, where somebody else has written.
         """
         self._path, self._check = folder / EVENTS, check
         self._pending, self._failing = b"", False
+        self._times_back = times_back
         try:
-            if step and self._path.exists():
-                cut_back(self._path, step)
+            if (step or times_back) and self._path.exists():
+                cut_back(self._path, step, times_back)
             else:
                 write_whole(self._path, b"")
             self._file = self._path.open("ab", buffering=0)
@@ -52,6 +65,8 @@ class EventLog:
 
     def _write(self, event: str, **fields: Any) -> None:
         """Adds a line; one that finds the disk full is kept, and written with those to come."""
+        if self._times_back:
+            fields["times_back"] = self._times_back
         line = json.dumps({"event": event, **fields, "time": round(time.time(), 3)}) + "\n"
         self._pending += line.encode()
         try:
@@ -104,8 +119,10 @@ class EventLog:
         )
         if result.inspection is not None:
             self._write("inspect", step=result.batch.step + 1, **inspected(result.inspection))
-        if text := overflow_text(result):
-            self._write("overflow", text=text, step=result.batch.step + 1, **scale)
+        if text := skipped_text(result):
+            fields = scale if result.bad is None else bad_fields(result.bad)
+            name = "overflow" if result.bad is None else "skip"
+            self._write(name, **{**fields, "text": text, "step": result.batch.step + 1})
 
     def epoch(self, record: EpochRecord) -> None:
         """The epoch's scores."""
@@ -132,7 +149,8 @@ class EventLog:
             self._file.close()
 
     def note(self, event: str, text: str, **fields: Any) -> None:
-        """An event of its own name."""
+        """An event of its own name; after one of going back all lines say how often that was."""
+        self._times_back = fields.get("times_back", self._times_back)
         self._write(event, text=text, **fields)
 
 
@@ -178,11 +196,17 @@ def _largest(matrix: list[list[int]]) -> list[list[int]]:
 
 
 def recorded_epochs(path: Path) -> tuple[EpochRecord, ...]:
-    """The epochs that a log tells of."""
+    """The epochs that a log tells of; those that the run has gone back from don't count."""
     if not path.exists():
         return ()
+    events: list[dict[str, Any]] = []
     with path.open("rb") as file:
-        events = [json.loads(line) for line in file if line.startswith(b'{"event": "epoch"')]
+        for line in file:
+            if line.startswith(b'{"event": "epoch"'):
+                events.append(json.loads(line))
+            elif line.startswith(b'{"event": "go_back"'):
+                step = json.loads(line)["step"]
+                events = [event for event in events if event["step"] <= step]
     return tuple(
         EpochRecord(
             event["epoch"],

@@ -78,6 +78,18 @@ class Ledger:
             metric_counts=torch.tensor(counts[self.num_parameters :], dtype=torch.int64),
         )
 
+    @property
+    def nothing(self) -> "LedgerTotals":
+        """The totals of no micro-batch."""
+        return LedgerTotals(
+            loss_sum=0.0,
+            weight=0.0,
+            num_samples=0,
+            present=(0,) * self.num_parameters,
+            metric_sums=torch.zeros(self.metrics.num_float64, dtype=torch.float64),
+            metric_counts=torch.zeros(self.metrics.num_int64, dtype=torch.int64),
+        )
+
 
 @dataclass(frozen=True)
 class LedgerTotals:

@@ -9,16 +9,17 @@ from typing import Any, BinaryIO
 BLOCK_BYTES = 1 << 16
 
 _NO_SCORES = (
-    *("event", "epoch", "step", "seconds", "samples_per_s", "time"),
+    *("event", "epoch", "step", "seconds", "samples_per_s", "times_back", "time"),
     *("confusion", "largest_confusions"),
 )
 """What else an epoch's line has."""
 
 
-def cut_back(path: Path, step: int) -> None:
+def cut_back(path: Path, step: int, times_back: int = 0) -> None:
     """Cuts a log after its last whole line of a step up to `step`, before any of a later one.
 
-    A checkpoint is told of when it is written: that may be some steps later.
+    A checkpoint is told of when it is written: that may be some steps later. And a run that has
+    gone back comes to a step again: `times_back` is how often it had, until then.
 
     Raises:
         OSError: it can't be read or cut.
@@ -27,12 +28,14 @@ def cut_back(path: Path, step: int) -> None:
     with path.open("r+b") as file:
         for line, end in lines_from_end(file):
             event = _event(line)
-            if event.get("step", step + 1) <= step:
-                kept = kept or end
-                if event["event"] == "step":
-                    break
-            elif "step" in event:
+            if "step" not in event:
+                continue
+            if (event.get("times_back", 0), event["step"]) > (times_back, step):
                 kept = 0
+                continue
+            kept = kept or end
+            if event["event"] == "step":
+                break
         file.truncate(kept)
         os.fsync(file.fileno())
 

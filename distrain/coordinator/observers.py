@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from distrain.errors import BadStepError, named_rows
 from distrain.parallel.split import BatchPlan
 from distrain.step import StepResult
 
@@ -73,14 +74,39 @@ class Observer(Protocol):
         ...
 
 
-def overflow_text(result: StepResult) -> str:
+def skipped_text(result: StepResult) -> str:
     """Says that a step was skipped, for a person; nothing where it was not."""
+    if result.bad is not None:
+        return f"step {result.bad.step} is skipped: {bad_text(result.bad)}"
     if not result.skipped or result.loss_scale is None:
         return ""
     return (
         f"step {result.batch.step + 1} is skipped: the gradient overflowed; the loss scale is "
         f"{result.loss_scale.scale:g} now"
     )
+
+
+def went_back_text(bad: BadStepError, to: int, left_out: int, lr_factor: float) -> str:
+    """Says that the run goes on from an earlier step, and how, for a person."""
+    how = f", leaving out {left_out} step{'s' * (left_out != 1)}" * bool(left_out)
+    how += f", with {lr_factor:g} of the learning rate" * (lr_factor != 1)
+    return f"back from step {bad.step} to step {to}{how}: {bad_text(bad)}"
+
+
+def bad_text(bad: BadStepError) -> str:
+    """What is wrong, and at most 32 rows."""
+    return f"{bad.problem}; rows {named_rows(bad.rows)}" if bad.rows else bad.problem
+
+
+def bad_fields(bad: BadStepError) -> dict[str, Any]:
+    """A bad step for a program: all rows."""
+    return {
+        "bad_step": bad.step,
+        "epoch": bad.epoch,
+        "kind": bad.kind,
+        "problem": bad.problem,
+        "rows": bad.rows,
+    }
 
 
 def finite_or_none(value: float) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from distrain.coordinator.observers import Ending, EpochRecord, overflow_text
+from distrain.coordinator.observers import Ending, EpochRecord, skipped_text
 from distrain.coordinator.score_lines import INDENT, score_lines
 from distrain.parallel.split import BatchPlan
 from distrain.step import StepResult
@@ -87,7 +87,7 @@ class ProgressBar:
 
     def step(self, result: StepResult) -> None:
         """Moves the bar; a step that was skipped gets a line above it."""
-        if text := overflow_text(result):
+        if text := skipped_text(result):
             self._bar.console.print(text, highlight=False)
         self._samples += result.totals.num_samples
         rate = self._samples / max(time.monotonic() - self._since, 1e-9)
@@ -138,7 +138,7 @@ class PlainLines:
 
     def step(self, result: StepResult) -> None:
         """A line, if the last is long ago, or the step was skipped."""
-        if text := overflow_text(result):
+        if text := skipped_text(result):
             self._say(text)
         if time.monotonic() - self._last > LINE_EVERY_S:
             self._say(

@@ -16,7 +16,9 @@ from distrain.coordinator.observers import (
     Ending,
     EpochRecord,
     Observer,
+    bad_fields,
     finite_or_none,
+    went_back_text,
 )
 from distrain.coordinator.progress import progress_observer, say, summary_lines
 from distrain.coordinator.prometheus import PrometheusEndpoint
@@ -25,7 +27,7 @@ from distrain.coordinator.run_layout import DONE, EVENTS, FAILED, RESULT, STOPPE
 from distrain.coordinator.run_state import RunState, record_from_json
 from distrain.coordinator.score_lines import INDENT, score_lines
 from distrain.coordinator.tensorboard_log import TensorBoardLog
-from distrain.errors import ConfigError, ExitCode, NonFiniteError, exit_code_of
+from distrain.errors import BadStepError, ConfigError, ExitCode, exit_code_of
 from distrain.parallel.communicator import broadcast_bytes
 from distrain.parallel.replicas import refuse_differences
 from distrain.parallel.split import BatchPlan
@@ -114,15 +116,18 @@ class Recording:
         `state` is where the run stands; `damaged` says what is wrong with checkpoints after it.
         """
         self._planned, self._steps = epochs, epochs * plan.steps_per_epoch
-        self._state, step = state, state.step
-        before = self.folder.environment() if self.folder and step else {}
+        self._state, step, times_back = state, state.step, state.numbers.times_back
+        goes_on = step > 0 or times_back > 0
+        before = self.folder.environment() if self.folder and goes_on else {}
         environment, notes = environment_of(self._world, before)
         if self._world.rank == 0:
             if self.folder:
-                self.folder.begin(self._job, environment, epochs, self._steps, goes_on=step > 0)
+                self.folder.begin(self._job, environment, epochs, self._steps, goes_on=goes_on)
                 check = self.folder.check_generation
-                self._observers.append(EventLog(self.folder.path, step, check))
-                self._observers.append(TensorBoardLog(self.folder.path, step))
+                self._observers.append(
+                    EventLog(self.folder.path, step, check, times_back=times_back)
+                )
+                self._observers.append(TensorBoardLog(self.folder.path, step if goes_on else None))
             if self._show:
                 self._observers.append(progress_observer())
             if self._prometheus_port is not None:
@@ -134,7 +139,7 @@ class Recording:
         passed_over = [f"a damaged checkpoint is passed over: {text}" for text in damaged]
         for event, text in (*(("damaged", text) for text in passed_over), *notes):
             self.note(event, text)
-        if step:
+        if goes_on:
             self.note("resume", f"going on after step {step}", step=step)
 
     def note(self, event: str, text: str, **fields: Any) -> None:
@@ -156,6 +161,20 @@ class Recording:
     def reached(self, state: RunState) -> None:
         """A step is done with all that follows from it."""
         self._state = state
+
+    def went_back(self, bad: BadStepError, state: RunState) -> None:
+        """The run goes on from an earlier state."""
+        self._state, numbers = state, state.numbers
+        left_out = max(0, numbers.pass_until - state.step)
+        self.note(
+            "go_back",
+            went_back_text(bad, state.step, left_out, numbers.lr_factor),
+            step=state.step,
+            times_back=numbers.times_back,
+            lr_factor=numbers.lr_factor,
+            steps_left_out=left_out,
+            **bad_fields(bad),
+        )
 
     def stopped(self, reason: str) -> None:
         """The run was asked to stop, and all is saved."""
@@ -187,7 +206,7 @@ class Recording:
     def fail(self, error: BaseException) -> None:
         """Notes the error that ends the run, as far as the folder can still be written."""
         code = exit_code_of(error)
-        details = {"rows": error.rows} if isinstance(error, NonFiniteError) else {}
+        details = bad_fields(error) if isinstance(error, BadStepError) else {}
         self._end(Ending(str(error) or type(error).__name__, code, details=details))
         if self._planned:
             self._write_status(FAILED, str(error) or type(error).__name__, code)

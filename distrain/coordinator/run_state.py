@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from distrain.bad_numbers import NumbersState
 from distrain.coordinator.early_stopping import Progress, Verdict
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.observers import EpochRecord, finite_or_none
@@ -30,6 +31,7 @@ class RunState:
         totals: The ledger's totals over the steps of the epoch in hand; None at its begin.
         loss_scale: For the next step, where the loss is scaled; None before the first.
         fall: How far a plateau schedule has lowered the rates.
+        numbers: What was seen of losses and gradients, and done about bad ones.
     """
 
     step: int = 0
@@ -39,11 +41,35 @@ class RunState:
     totals: LedgerTotals | None = None
     loss_scale: LossScale | None = None
     fall: Fall = field(default_factory=Fall)
+    numbers: NumbersState = field(default_factory=NumbersState)
 
-    def after_step(self, totals: LedgerTotals, loss_scale: LossScale | None = None) -> "RunState":
-        """The state after one more step."""
-        summed = totals if self.totals is None else self.totals + totals
-        return replace(self, step=self.step + 1, totals=summed, loss_scale=loss_scale)
+    def after_step(
+        self,
+        totals: LedgerTotals,
+        loss_scale: LossScale | None = None,
+        numbers: NumbersState | None = None,
+    ) -> "RunState":
+        """The state after one more step; `numbers` stay unless given."""
+        return replace(
+            self,
+            step=self.step + 1,
+            totals=totals if self.totals is None else self.totals + totals,
+            loss_scale=loss_scale,
+            numbers=self.numbers if numbers is None else numbers,
+        )
+
+    def passes(self, steps_per_epoch: int) -> bool:
+        """Whether the next step is one that is counted, and not done."""
+        return self.step < self.numbers.pass_until and not self.ends_epoch(steps_per_epoch)
+
+    def after_passing(self, steps_per_epoch: int, nothing: LedgerTotals) -> "RunState":
+        """The state after those steps, or those of them that this epoch has.
+
+        `nothing` are the totals of an epoch in which no step was done.
+        """
+        epochs_end = (self.step // steps_per_epoch + 1) * steps_per_epoch
+        step = min(self.numbers.pass_until, epochs_end)
+        return replace(self, step=step, totals=self.totals or nothing)
 
     def after_epoch(
         self, record: EpochRecord, verdict: Verdict, fall: Fall | None = None
@@ -74,6 +100,7 @@ class RunState:
             "totals": None if self.totals is None else _totals_to_json(self.totals),
             "loss_scale": None if self.loss_scale is None else vars(self.loss_scale),
             "fall": self.fall.to_json(),
+            "numbers": self.numbers.to_json(),
         }
 
     @classmethod
@@ -87,6 +114,7 @@ class RunState:
             totals=None if values["totals"] is None else _totals_from_json(values["totals"]),
             loss_scale=LossScale(**values["loss_scale"]) if values["loss_scale"] else None,
             fall=Fall.from_json(values["fall"]) if "fall" in values else Fall(),
+            numbers=NumbersState.from_json(values["numbers"]),
         )
 
 

@@ -87,7 +87,8 @@ def read_status(folder: Path) -> RunStatus:
         state = LOST
     steps, epochs = _events(folder / EVENTS)
     last = {**told, **(steps[0] if steps else {})}
-    step = int(last.get("step", 0))
+    # Steps that were left out have no event; a run that has ended says where it stands.
+    step = int(told.get("step", last.get("step", 0)))
     speed = _speed(steps) if state == RUNNING else None
     planned = int(told.get("steps", 0))
     result = folder / RESULT
@@ -130,10 +131,10 @@ def _events(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     same_start = True
     for event in islice(_from_end(path), _MOST_EVENTS):
         kind = event.get("event")
-        if kind == "step" and (same_start or not steps) and len(steps) < _SPEED_STEPS:
+        if kind in ("step", "go_back") and (same_start or not steps) and len(steps) < _SPEED_STEPS:
             steps.append(event)
-        elif kind == "epoch" and not epochs:
-            epochs.append(event)
+        elif kind == "epoch" and not epochs and not (steps and event["step"] > steps[0]["step"]):
+            epochs.append(event)  # one of a later step is of a time that the run has gone back from
         elif kind == "begin":
             same_start = False
         if epochs and (len(steps) == _SPEED_STEPS or not same_start):

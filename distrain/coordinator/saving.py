@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NoReturn, Self
 
@@ -21,14 +22,16 @@ from distrain.coordinator.checkpointing import (
 )
 from distrain.coordinator.host_memory import NoRoomError, own_memory
 from distrain.coordinator.recording import Recording
+from distrain.coordinator.return_point import Described, ReturnPoints
 from distrain.coordinator.run_state import RunState
 from distrain.coordinator.slots import Slots
 from distrain.coordinator.snapshot import slot_bytes
 from distrain.coordinator.stops import StopAskedError, StoppedError, end_process, reason_of
-from distrain.errors import ConfigError
+from distrain.errors import BadStepError, ConfigError
 from distrain.learn.averaging import AveragedWeights
 from distrain.parallel.communicator import broadcast_bytes
-from distrain.parallel.ownership import OptimizerState, Ownership
+from distrain.parallel.optimizer_state import OptimizerState
+from distrain.parallel.ownership import Ownership
 from distrain.parallel.summing import Flag
 from distrain.parallel.world import World
 from distrain.step import StepResult, TrainingStep
@@ -38,6 +41,14 @@ AT_REST_S = 5.0
 
 LAST_SAVE_PAUSES_S = (0.2, 1.0)
 """Before a run that is asked to stop tries again to save."""
+
+
+@dataclass(frozen=True)
+class _Optimizer:
+    """The whole optimizer's state as it is, and what the run may go back to."""
+
+    now: OptimizerState = field(default_factory=lambda: ({}, {}))
+    back_to: Described = field(default_factory=lambda: ({}, None))
 
 
 class Saver:
@@ -59,6 +70,7 @@ class Saver:
         self._state = RunState()
         self._best: Mapping[str, torch.Tensor] = {}
         self._average: AveragedWeights | None = None
+        self._back_to: ReturnPoints | None = None
         self._taken_up_at = 0
         self._saving = threading.Lock()
         self._stall_s = 0.0
@@ -68,9 +80,11 @@ class Saver:
         self.unsaved_step = 0
 
     def take_up(
-        self, model: torch.nn.Module, step: TrainingStep, last_step: int
+        self, model: torch.nn.Module, step: TrainingStep, last_step: int, back_to: ReturnPoints
     ) -> tuple[RunState, dict[str, torch.Tensor], list[str]]:
         """Sets model, average and optimizer as the newest good checkpoint says, on every rank.
+
+        And what the run may go back to, which each checkpoint has as well.
 
         Returns:
             The run's state, that of a run's begin where there is no checkpoint; the best weights so
@@ -89,10 +103,15 @@ class Saver:
                 "which moves it aside"
             )
         found = None if newest is None else newest.contents
-        self._average, ownership = step.average, step.update.ownership
-        self._state, best = take_up(found, model, ownership, self._average, self._world)
+        self._average, ownership, self._back_to = step.average, step.update.ownership, back_to
+        self._state, best = take_up(found, model, ownership, self._average, self._world, back_to)
         self._best, self._taken_up_at = best, self._state.step
         return self._state, best, [] if newest is None else newest.damaged
+
+    @property
+    def run_state(self) -> RunState:
+        """The run's, as far as has been told."""
+        return self._state
 
     def begin(self) -> None:
         """From here on states may be written."""
@@ -122,6 +141,11 @@ class Saver:
         self._state = state
         self.unsaved_step = max(result.flags[Flag.UNSAVED])
         self._note_failure()
+
+    def passed(self, state: RunState) -> None:
+        """Steps were counted that are not done."""
+        self._state = state
+        self._recording.reached(state)
 
     def _note_failure(self) -> None:
         if not self._is_noted:
@@ -181,21 +205,44 @@ class Saver:
         elif not self._is_prepared and not ownership.is_shared:
             self._prepare(model, ownership)
 
-    def _optimizer_state(self, ownership: Ownership) -> OptimizerState:
+    def went_back(
+        self,
+        bad: BadStepError,
+        state: RunState,
+        model: torch.nn.Module,
+        training_step: TrainingStep,
+        best: Mapping[str, torch.Tensor],
+    ) -> None:
+        """The run goes on from an earlier state; it is saved, and no later one is kept then."""
+        self.drain()
+        self._taken_up_at = -1  # what was written after it counts no more
+        self._recording.went_back(bad, state)
+        self.state(state, model, training_step, best, asked=True)
+
+    def keep(self, model: torch.nn.Module, training_step: TrainingStep) -> None:
+        """Saves the state before a step that ends the run, so that it can be looked at."""
+        if self._state.step > self._taken_up_at:
+            self.state(self._state, model, training_step, self._best, asked=True)
+
+    def _optimizer_state(self, ownership: Ownership, *, apart: bool = False) -> _Optimizer:
         """Where it is spread over the workers, all of them are needed to bring it together."""
-        if self._keeper is not None or ownership.is_shared:
-            return ownership.optimizer_state()
-        return {}, {}
+        is_needed = self._keeper is not None
+        now: OptimizerState = {}, {}
+        if is_needed or ownership.is_shared:
+            now = ownership.optimizer_state(apart=apart)
+        if self._back_to is None:
+            return _Optimizer(now)
+        state, best = self._state, self._best
+        found = self._back_to.described(state, best, is_needed=is_needed, apart=apart)
+        return _Optimizer(now, found)
 
     def _contents(
-        self, model: Mapping[str, torch.Tensor], optimizer: OptimizerState
+        self, model: Mapping[str, torch.Tensor], optimizer: _Optimizer
     ) -> CheckpointContents:
         average = {} if self._average is None else self._average.state()
-        return contents(self._state, model, optimizer, self._best, average)
+        return contents(self._state, model, optimizer.now, self._best, average, optimizer.back_to)
 
-    def _save(
-        self, model: Mapping[str, torch.Tensor], optimizer: OptimizerState, began: float
-    ) -> None:
+    def _save(self, model: Mapping[str, torch.Tensor], optimizer: _Optimizer, began: float) -> None:
         """Takes a snapshot and has it written, once the checkpoint before is."""
         if self._writer is None:
             return
@@ -227,7 +274,8 @@ class Saver:
         self._is_prepared = True
         if self._writer is None or self._slots is None:
             return
-        slots, found = self._slots, self._contents(model.state_dict(), ownership.optimizer_state())
+        slots = self._slots
+        found = self._contents(model.state_dict(), self._optimizer_state(ownership))
         num_bytes = slot_bytes(found)
 
         def work() -> None:
@@ -248,7 +296,7 @@ class Saver:
         reason = str(reason_of(asked.flags))
         trouble = ""
         changed = self._policy is not None and self._state.step > self._taken_up_at
-        optimizer = self._optimizer_state(ownership) if changed else ({}, {})
+        optimizer = self._optimizer_state(ownership) if changed else _Optimizer()
         if self._keeper is not None:
             try:
                 state = model.state_dict() if changed else None
@@ -274,11 +322,11 @@ class Saver:
         try:
             with ExitStack() as stack:
                 model: Mapping[str, torch.Tensor] | None = None
-                optimizer: OptimizerState = {}, {}
+                optimizer = _Optimizer()
                 if self._state.step > self._taken_up_at:
                     rest = training_step.standing.at_rest(lambda: self._state.step, AT_REST_S)
                     model = stack.enter_context(rest)
-                    optimizer = ownership.optimizer_state(apart=True)
+                    optimizer = self._optimizer_state(ownership, apart=True)
                 if self._keeper is None:
                     return
                 self._save_last(self._keeper, reason, model, optimizer)
@@ -298,7 +346,7 @@ class Saver:
         keeper: CheckpointKeeper,
         reason: str,
         model: Mapping[str, torch.Tensor] | None,
-        optimizer: OptimizerState,
+        optimizer: _Optimizer,
     ) -> None:
         """Writes the state, if there is a `model` that this start has trained; notes the stop.
 
@@ -329,7 +377,7 @@ class Saver:
         self._note_failure()
 
     def __enter__(self) -> Self:
-        """For `with`: what is being written at the end of the block is written to its end."""
+        """For `with`: what is being written at its end is written whole."""
         return self
 
     def __exit__(

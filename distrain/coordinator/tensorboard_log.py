@@ -6,7 +6,8 @@ The file is the one that TensorBoard's writers make: records of `Event` messages
 import os
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ EVERY_STEPS = 10
 class TensorBoardLog:
     """`train/...` and `update_ratio/...` by step, `epoch/...` by epoch."""
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
-        """Opens a file in the run's folder; points after `step` are those of this start.
+    def __init__(self, folder: Path, step: int | None = None) -> None:
+        """Opens a file in the run's folder; of a run that goes on, points after `step` are its.
 
         Raises:
             StorageError: it can't be written.
@@ -41,16 +42,23 @@ class TensorBoardLog:
             path.parent.mkdir(exist_ok=True)
             self._writer: Any = RecordWriter(path.open("wb"))
             self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-            if step:
-                # What other files have from here on belongs to a start that was cut off.
-                begins = SessionLog(status=SessionLog.START)
-                self._write(Event(wall_time=time.time(), step=step + 1, session_log=begins))
+            if (
+                step is not None
+            ):  # what other files have from here on belongs to a start that was cut off
+                self._begin_after(step)
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
     def _write(self, event: Any) -> None:
+        if self._writer is None:
+            return
         self._writer.write(event.SerializeToString())
         self._writer.flush()
+
+    def _begin_after(self, step: int) -> None:
+        """From here on, points after that step take the place of those that there are."""
+        begins = SessionLog(status=SessionLog.START)
+        self._write(Event(wall_time=time.time(), step=step + 1, session_log=begins))
 
     def begin(self, plan: BatchPlan, epochs: int) -> None:
         """Nothing to tell yet."""
@@ -78,18 +86,25 @@ class TensorBoardLog:
         self._point("speed/samples_per_s", record.samples_per_s, record.epoch)
 
     def _point(self, name: str, value: float, at: int) -> None:
-        """Adds a point; on a full disk the curves end, and the run goes on."""
-        if self._writer is None:
-            return
+        """Adds a point."""
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
-        try:
+        with self._until_full():
             self._write(Event(wall_time=time.time(), step=at, summary=summary))
+
+    @contextmanager
+    def _until_full(self) -> Iterator[None]:
+        """On a full disk the curves end, and the run goes on."""
+        try:
+            yield
         except OSError as error:
             say(f"the curves for TensorBoard end here: {error.strerror}")
             self._close()
 
-    def note(self, event: str, text: str, **fields: Any) -> None:
-        """Nothing that a curve shows."""
+    def note(self, event: str, text: str, **fields: Any) -> None:  # noqa: ARG002 - no curve shows it
+        """Where a run has gone back, its curves begin anew."""
+        if event == "go_back":
+            with self._until_full():
+                self._begin_after(fields["step"])
 
     def end(self, ending: Ending) -> None:  # noqa: ARG002 - an observer is told how it ended
         """Closes the file."""

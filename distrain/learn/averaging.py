@@ -195,8 +195,8 @@ class AveragedWeights:
 
     def take_up(self, state: Mapping[str, torch.Tensor]) -> None:
         """Sets what `state` gave."""
+        self._count = int(state[COUNT]) if state else 0
         if not state:
             return
-        self._count = int(state[COUNT])
         for name, weights in self._weights.items():
             self._averages[id(weights)].copy_(state[PREFIX + name])

@@ -7,7 +7,7 @@ same where parameters are cut at multiples of 16 floats (rules 8 and 9).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -16,17 +16,15 @@ from distrain.errors import ConfigError
 from distrain.numerics import NORM_BLOCK
 from distrain.parallel.communicator import Communicator, gather_bytes
 from distrain.parallel.gradients import FlatGradients, block_norms, norm_of_blocks
-from distrain.parallel.transport import SharedTransport
-
-OptimizerState = tuple[dict[str, torch.Tensor], dict[str, float]]
-"""An optimizer's state as tensors and numbers, each under `PARAMETER.NAME`."""
-
-ELEMENT_BY_ELEMENT = (
-    *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam),
-    *(torch.optim.Adamax, torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop),
-    *(torch.optim.ASGD, torch.optim.Rprop),
+from distrain.parallel.optimizer_state import (
+    Held,
+    OptimizerState,
+    host_copy,
+    load_copy,
+    optimizer_tensors,
+    refuse_beyond_elements,
 )
-"""Torch's optimizers that look at no other element of a parameter, nor at its shape."""
+from distrain.parallel.transport import SharedTransport
 
 LAST_SAVE_TIMEOUT_S = 10.0
 """So long the last save of an unfinished step waits for the other workers."""
@@ -68,11 +66,24 @@ class Ownership(Protocol):
         """Brings the updated weights to every worker."""
         ...
 
-    def optimizer_state(self, *, apart: bool = False) -> OptimizerState:
+    def held(self) -> Held:
+        """A copy of what this worker has of the optimizer's state."""
+        ...
+
+    def take(self, held: Held) -> None:
+        """Sets it to such a copy, which stays as it is; the groups' settings stay too."""
+        ...
+
+    def optimizer_state(self, held: Held | None = None, *, apart: bool = False) -> OptimizerState:
         """The state of the whole optimizer; all workers call it.
 
+        `held`: not as it is now, but as each worker has copied it.
         `apart`: from another thread than the training's, which may be in an exchange.
         """
+        ...
+
+    def own(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, float]) -> Held:
+        """This worker's part of the state of the whole optimizer."""
         ...
 
     def load_optimizer_state(
@@ -110,50 +121,38 @@ class Replicated:
     def share_weights(self) -> None:
         """Every worker has them."""
 
-    def optimizer_state(self, *, apart: bool = False) -> OptimizerState:  # noqa: ARG002
+    def held(self) -> Held:
+        """All of it."""
+        return host_copy(self._optimizer)
+
+    def optimizer_state(self, held: Held | None = None, *, apart: bool = False) -> OptimizerState:  # noqa: ARG002
         """This worker's own; others need not call it."""
-        return optimizer_tensors(self._optimizer)
+        return optimizer_tensors(self._optimizer, held)
+
+    def own(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, float]) -> Held:
+        """All of it."""
+        state: Held = {}
+        for key, value in (*tensors.items(), *numbers.items()):
+            parameter, _, name = key.partition(".")
+            state.setdefault(int(parameter), {})[name] = value
+        return state
+
+    def take(self, held: Held) -> None:
+        """In the parameters' strides, since fused optimizers look at none."""
+        load_copy(self._optimizer, held)
+        for parameter, loaded in self._optimizer.state.items():
+            for name, value in loaded.items():
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    # A checkpoint's tensors are contiguous.
+                    same = value.stride() == parameter.stride()
+                    like = value if same else torch.empty_like(parameter, dtype=value.dtype)
+                    loaded[name] = value if same else like.copy_(value)
 
     def load_optimizer_state(
         self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, float]
     ) -> None:
-        """As it is; in the parameters' strides, since fused optimizers look at none."""
-        state: dict[int, dict[str, Any]] = {}
-        for key, value in (*tensors.items(), *numbers.items()):
-            parameter, _, name = key.partition(".")
-            state.setdefault(int(parameter), {})[name] = value
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
-        for held, loaded in self._optimizer.state.items():
-            for name, value in loaded.items():
-                if torch.is_tensor(value) and value.shape == held.shape:
-                    # A checkpoint's tensors are contiguous.
-                    same = value.stride() == held.stride()
-                    like = value if same else torch.empty_like(held, dtype=value.dtype)
-                    loaded[name] = value if same else like.copy_(value)
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> OptimizerState:
-    """What an optimizer holds, by its own count of parameters.
-
-    Raises:
-        ConfigError: the optimizer keeps something that is neither tensor nor number.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-    numbers: dict[str, float] = {}
-    for parameter, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if torch.is_tensor(value):
-                tensors[f"{parameter}.{name}"] = value
-            elif isinstance(value, (bool, int, float)):
-                numbers[f"{parameter}.{name}"] = value
-            elif value is not None:
-                raise ConfigError(
-                    f"{type(optimizer).__name__} keeps a {type(value).__name__} as {name!r}: a "
-                    "checkpoint takes tensors and numbers; run without one, or with another "
-                    "optimizer"
-                )
-    return tensors, numbers
+        """As it is."""
+        self.take(self.own(tensors, numbers))
 
 
 class Sharded:
@@ -260,14 +259,19 @@ class Sharded:
             self._transport.spread(self._parts, self._weights)
         self._updates += 1
 
-    def optimizer_state(self, *, apart: bool = False) -> OptimizerState:
+    def held(self) -> Held:
+        """Its pieces of it."""
+        return host_copy(self._optimizer)
+
+    def optimizer_state(self, held: Held | None = None, *, apart: bool = False) -> OptimizerState:
         """A closing exchange: one vector as long as the model for each name of the state."""
         transport = self._apart if apart else self._transport
+        mine = self._optimizer.state_dict()["state"] if held is None else held
         tensors: dict[str, torch.Tensor] = {}
         numbers: dict[str, float] = {}
         vectors: dict[str, set[int]] = {}
         index = {number: place for place, number in enumerate(self._numbers)}
-        for described in self._describe_everywhere(transport.communicator):
+        for described in self._describe_everywhere(mine, transport.communicator):
             for number, name, value, dtype in described:
                 key = f"{index[number]}.{name}"
                 if value is None:
@@ -278,48 +282,51 @@ class Sharded:
                     numbers[key] = value
         for name in sorted(vectors):
             whole = self._vector()
-            for pieces in self._pieces:
-                for span, piece in pieces:
-                    if name in self._optimizer.state[piece]:
-                        whole[span.start : span.stop] = self._optimizer.state[piece][name]
+            for span, place, _ in self._placed_pieces():
+                if name in mine.get(place, {}):
+                    whole[span.start : span.stop] = mine[place][name]
             transport.spread(self._parts, whole)
             views = self._gradients.views(whole)
             for number in vectors[name]:
                 tensors[f"{index[number]}.{name}"] = views[number].contiguous()
         return tensors, numbers
 
+    def _placed_pieces(self) -> Iterator[tuple[range, int, int]]:
+        """The own pieces: where each lies, its place in the optimizer, its parameter."""
+        for number, pieces in enumerate(self._pieces):
+            for place, (span, _) in zip(self._places[number], pieces, strict=True):
+                yield span, place, number
+
     def _describe_everywhere(
-        self, communicator: Communicator
+        self, mine: Held, communicator: Communicator
     ) -> list[list[tuple[int, str, Any, str]]]:
         """By worker: parameter, name, the value unless it is a vector, its dtype if a tensor."""
-        mine: list[tuple[int, str, Any, str]] = []
+        told: list[tuple[int, str, Any, str]] = []
         for number, pieces in enumerate(self._pieces):
-            for _, piece in pieces[:1]:
-                for name, value in self._optimizer.state.get(piece, {}).items():
+            for place, (_, piece) in zip(self._places[number][:1], pieces, strict=False):
+                for name, value in mine.get(place, {}).items():
                     if torch.is_tensor(value) and value.shape == piece.shape:
-                        mine.append((number, name, None, ""))
+                        told.append((number, name, None, ""))
                     elif torch.is_tensor(value):
                         dtype = str(value.dtype).removeprefix("torch.")
-                        mine.append((number, name, value.item(), dtype))
+                        told.append((number, name, value.item(), dtype))
                     elif value is not None:
-                        mine.append((number, name, value, ""))
-        told = json.dumps([self._updates, mine]).encode()
+                        told.append((number, name, value, ""))
+        content = json.dumps([self._updates, told]).encode()
         everyone = [
-            json.loads(blob) for blob in gather_bytes(told, communicator, self._weights.device)
+            json.loads(blob) for blob in gather_bytes(content, communicator, self._weights.device)
         ]
         if len({updates for updates, _ in everyone}) > 1:
             raise ApartError("an update has come to its end on some workers only")
         return [described for _, described in everyone]
 
-    def load_optimizer_state(
-        self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, float]
-    ) -> None:
-        """Each worker takes its pieces.
+    def own(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, float]) -> Held:
+        """Its pieces of it.
 
         Raises:
             ConfigError: a state's shape is neither its parameter's nor that of one number.
         """
-        state: dict[int, dict[str, Any]] = {number: {} for number in range(len(self._order))}
+        state: Held = {}
         vectors: dict[str, dict[int, torch.Tensor]] = {}
         for key, value in (*tensors.items(), *numbers.items()):
             index, _, name = key.partition(".")
@@ -328,20 +335,26 @@ class Sharded:
                 vectors.setdefault(name, {})[number] = value
             else:
                 for place in self._places[number]:  # each piece counts its own steps
-                    state[place][name] = value.clone() if torch.is_tensor(value) else value
+                    state.setdefault(place, {})[name] = value
         for name, by_number in vectors.items():
             whole = self._vector()
             views = self._gradients.views(whole)
             for number, value in by_number.items():
                 views[number].copy_(value)
-            for number in by_number:
-                for place, (span, _) in zip(
-                    self._places[number], self._pieces[number], strict=True
-                ):
-                    state[place][name] = whole[span.start : span.stop].clone()
-        groups = self._optimizer.state_dict()["param_groups"]
-        filled = {place: values for place, values in state.items() if values}
-        self._optimizer.load_state_dict({"state": filled, "param_groups": groups})
+            for span, place, number in self._placed_pieces():
+                if number in by_number:
+                    state.setdefault(place, {})[name] = whole[span.start : span.stop].clone()
+        return state
+
+    def take(self, held: Held) -> None:
+        """Its pieces."""
+        load_copy(self._optimizer, held)
+
+    def load_optimizer_state(
+        self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, float]
+    ) -> None:
+        """Each worker takes its pieces; errors are those of `own`."""
+        self.take(self.own(tensors, numbers))
 
     def _is_one_number(self, number: int, name: str, value: torch.Tensor) -> bool:
         """Whether it belongs to a parameter as a whole, such as a count of steps."""
@@ -358,21 +371,3 @@ class Sharded:
 
 def _overlap(one: range, other: range) -> range:
     return range(max(one.start, other.start), min(one.stop, other.stop))
-
-
-def refuse_beyond_elements(optimizer: torch.optim.Optimizer) -> None:
-    """Refuses what can't be cut (rule 15).
-
-    Raises:
-        ConfigError: the optimizer is none of those that are known to act element by element, and
-            its class doesn't say so by an attribute `element_by_element = True`.
-    """
-    name = type(optimizer).__name__
-    if type(optimizer) in ELEMENT_BY_ELEMENT or getattr(optimizer, "element_by_element", False):
-        return
-    known = ", ".join(sorted(one.__name__ for one in ELEMENT_BY_ELEMENT))
-    raise ConfigError(
-        f"shard_optimizer with {name}: a sharded optimizer sees pieces of parameters, and {name} "
-        f"may look beyond an element. Use one of {known}; or, if yours does not, say so by the "
-        "class attribute element_by_element = True; or shard_optimizer = false"
-    )

@@ -86,6 +86,20 @@ class StateCheck:
         """
         if self._every is None or self.alike_after in (None, steps_done):
             return
+        self._compare(steps_done)
+
+    def compare_anew(self, steps_done: int) -> None:
+        """The check of a state that every worker has gone back to, each by its own copy of it.
+
+        Raises:
+            DivergedError: as `judge`.
+        """
+        if self._every is None:
+            return
+        self.alike_after = min(self.alike_after or 0, steps_done)
+        self._compare(steps_done)
+
+    def _compare(self, steps_done: int) -> None:
         self._digests = tensor_digests(replicated_state(self._model, self._optimizer))
         word = torch.tensor([combined(self._digests)], device=self._world.device)
         self.judge(steps_done, self._world.communicator.all_gather(word).flatten().tolist())

@@ -11,7 +11,8 @@ from distrain.errors import ConfigError
 from distrain.numerics import NORM_BLOCK
 from distrain.parallel.collector import GradientCollector
 from distrain.parallel.gradients import FlatGradients, gradient_parts
-from distrain.parallel.ownership import Ownership, Replicated, Sharded, refuse_beyond_elements
+from distrain.parallel.optimizer_state import refuse_beyond_elements
+from distrain.parallel.ownership import Ownership, Replicated, Sharded
 from distrain.parallel.payload import Payload, PayloadLayout
 from distrain.parallel.reduction import TreeReduction
 from distrain.parallel.transport import SharedTransport

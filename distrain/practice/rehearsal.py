@@ -12,7 +12,7 @@ from data_pipeline.on_device import OnDevice
 from distrain.assembly import Assembly
 from distrain.config import Job
 from distrain.coordinator.stops import StopAskedError
-from distrain.parallel.ownership import optimizer_tensors
+from distrain.parallel.optimizer_state import optimizer_tensors
 from distrain.parallel.split import useful_world_sizes
 from distrain.parallel.traffic import Group
 from distrain.parallel.world import World

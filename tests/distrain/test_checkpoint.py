@@ -233,15 +233,22 @@ def test_the_last_and_the_best_are_kept() -> None:
     policy = Checkpoint(keep_last=2, keep_best=2)
     assert best_steps(policy, epochs) == [20, 50]
     steps = [10, 15, 20, 30, 40, 50, 55, 60]
-    assert superfluous_steps(policy, steps, epochs) == [10, 15, 30, 40]
+    state = RunState(step=60, epochs=tuple(epochs))
+    assert superfluous_steps(policy, steps, state) == [10, 15, 30, 40]
     accuracy = Checkpoint(keep_last=1, keep_best=1, monitor="accuracy")
     better = [record(1, 10, accuracy=0.5), record(2, 20, accuracy=0.9), record(3, 30, accuracy=0.7)]
-    assert superfluous_steps(accuracy, [10, 20, 30], better) == [10]
+    state = RunState(step=30, epochs=tuple(better))
+    assert superfluous_steps(accuracy, [10, 20, 30], state) == [10]
+
+
+def test_of_a_time_that_the_run_has_gone_back_from_nothing_is_kept() -> None:
+    policy = Checkpoint(keep_last=2)
+    assert superfluous_steps(policy, [10, 15, 20, 25, 30], RunState(step=20)) == [10, 25, 30]
 
 
 def test_every_nth_is_written_and_kept_for_good(tmp_path: Path) -> None:
     policy = Checkpoint(every_steps=4, every_seconds=None, keep_last=1, keep_every=6)
-    assert superfluous_steps(policy, [4, 6, 8, 12, 16, 18, 20], []) == [4, 8, 16]
+    assert superfluous_steps(policy, [4, 6, 8, 12, 16, 18, 20], RunState(step=20)) == [4, 8, 16]
     keeper = CheckpointKeeper(policy, tmp_path, lambda: None)
     for step in range(1, 21):
         if is_scheduled(policy, RunState(step=step)):

@@ -14,7 +14,8 @@ from data_pipeline import Dataset
 from distrain.errors import ConfigError
 from distrain.parallel.communicator import Alone
 from distrain.parallel.gradients import FlatGradients, gradient_parts
-from distrain.parallel.ownership import Replicated, Sharded, refuse_beyond_elements
+from distrain.parallel.optimizer_state import refuse_beyond_elements
+from distrain.parallel.ownership import Replicated, Sharded
 from distrain.parallel.transport import SharedTransport
 from tests.thread_workers import ThreadCommunicator, ThreadGroup, on_threads
 
@@ -125,7 +126,7 @@ def test_state_is_told_and_taken_whole(name: str, world_size: int) -> None:
     optimizers = [OPTIMIZERS[name](one) for one in nets]
     parts = gradient_parts(gradients[0].num_floats, 0, 4096)
 
-    def work(communicator: ThreadCommunicator) -> tuple[Any, Any]:
+    def work(communicator: ThreadCommunicator) -> tuple[Any, ...]:
         transport = SharedTransport(communicator)
         mine, again = communicator.rank, communicator.rank + world_size
         shared = Sharded(gradients[mine], optimizers[mine], transport, parts)
@@ -133,10 +134,14 @@ def test_state_is_told_and_taken_whole(name: str, world_size: int) -> None:
         told = shared.optimizer_state()
         other = Sharded(gradients[again], optimizers[again], transport, parts)
         other.load_optimizer_state(*told)
-        return told, other.optimizer_state()
+        taken, held = other.optimizer_state(), other.held()
+        moved(nets[again], other, optimizers[again])
+        before = other.optimizer_state(held)
+        other.take(held)
+        return told, taken, before, other.optimizer_state()
 
-    for told, taken in on_threads(ThreadGroup(world_size), work):
-        for tensors, plain in (told, taken):
+    for same in on_threads(ThreadGroup(world_size), work):
+        for tensors, plain in same:
             assert set(tensors) == set(expected)
             assert plain == numbers
             for key, tensor in tensors.items():

@@ -15,7 +15,7 @@ from torch import distributed, nn
 import distrain
 from data_pipeline import Dataset
 from distrain.micro_batch import Columns, MicroBatchResult
-from distrain.parallel.ownership import optimizer_tensors
+from distrain.parallel.optimizer_state import optimizer_tensors
 from distrain.parallel.replicas import weights_digest
 from distrain.parallel.split import owned_range
 

@@ -1,0 +1,142 @@
+"""The state that a run goes back to from bad numbers: after a step that its config fixes.
+
+It must not depend on when checkpoints were taken, or the run was cut off. So it is a part of the
+run's state: every worker has a copy in its host's memory, of a sharded optimizer its own part, and
+each checkpoint holds it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from distrain.coordinator.run_state import RunState
+from distrain.parallel.optimizer_state import Held
+from distrain.parallel.ownership import Ownership
+from distrain.step import TrainingStep, check_finite
+
+MODEL, OPTIMIZER, AVERAGE, BEST = (
+    f"return_{name}" for name in ("model", "optimizer", "average", "best")
+)
+"""Groups of tensors in a checkpoint."""
+
+GROUPS = (MODEL, OPTIMIZER, AVERAGE, BEST)
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ReturnPoint:
+    """All of a run's state after one step; tensors are copies in the host's memory.
+
+    Attributes:
+        optimizer: What this worker has of it.
+        best: The best weights at that time, where they are to be restored.
+    """
+
+    run: RunState
+    model: Tensors
+    optimizer: Held
+    average: Tensors
+    best: dict[str, torch.Tensor]
+
+
+Described = tuple[dict[str, Tensors], dict[str, Any] | None]
+"""A return point as a checkpoint holds it: groups of tensors, and plain values."""
+
+
+class ReturnPoints:
+    """Keeps the newest one.
+
+    Attributes:
+        newest: None before the first, and where the run never goes back.
+    """
+
+    def __init__(self, every_steps: int | None, model: torch.nn.Module, step: TrainingStep) -> None:
+        """`every_steps` is None for a run that never goes back."""
+        self._every_steps, self._model, self._step = every_steps, model, step
+        self.newest: ReturnPoint | None = None
+
+    def keep(self, state: RunState, best: dict[str, torch.Tensor], epoch: int) -> None:
+        """Copies the state before a step, if it is one to go back to; `epoch` is the step's.
+
+        Raises:
+            RuinedWeightsError: it is not one to go back to.
+        """
+        if not self._is_at_one(state) or (self.newest and self.newest.run.step == state.step):
+            return
+        check_finite(self._model, state.step, epoch)
+        self.newest = ReturnPoint(
+            state,
+            host_copies(self._model.state_dict()),
+            self._ownership.held(),
+            host_copies(self._step.average.state()),
+            best,
+        )
+
+    def go_back(self) -> ReturnPoint:
+        """Sets weights, buffers, average and optimizer as they were; all workers call it.
+
+        Raises:
+            DivergedError: the workers did not keep the same state.
+        """
+        point = self.newest
+        assert point is not None
+        with self._step.standing.going_back_to(point.run.step):
+            self._model.load_state_dict(point.model)
+            self._step.average.take_up(point.average)
+            self._ownership.take(point.optimizer)
+        self._step.check.compare_anew(point.run.step)
+        return point
+
+    def described(
+        self, state: RunState, best: Tensors, *, is_needed: bool, apart: bool = False
+    ) -> Described:
+        """What goes with the checkpoint of a state; where `is_needed`, all of the optimizer's.
+
+        Of a sharded optimizer all workers call it, `apart` as in `Ownership.optimizer_state`.
+        """
+        point = self.newest
+        if point is None or self._is_at_one(state):
+            return {}, None  # the state is the next point itself
+        ownership, numbers, groups = self._ownership, dict[str, float](), dict[str, Tensors]()
+        if is_needed or ownership.is_shared:
+            tensors, numbers = ownership.optimizer_state(point.optimizer, apart=apart)
+            groups = {MODEL: point.model, OPTIMIZER: tensors, AVERAGE: point.average}
+        if point.best is not best:
+            groups[BEST] = point.best
+        values = {
+            "run": point.run.to_json(),
+            "optimizer": numbers,
+            "has_own_best": point.best is not best,
+        }
+        return {name: group for name, group in groups.items() if group}, values
+
+    def take_up(
+        self,
+        groups: Mapping[str, Tensors],
+        values: Mapping[str, Any],
+        best: dict[str, torch.Tensor],
+    ) -> None:
+        """Takes what `described` gave; `best` are the best weights of the checkpoint itself."""
+        own = dict(groups[BEST]) if values["has_own_best"] else best
+        self.newest = ReturnPoint(
+            RunState.from_json(values["run"]),
+            host_copies(groups[MODEL]),
+            self._ownership.own(groups[OPTIMIZER], values["optimizer"]),
+            host_copies(groups[AVERAGE]),
+            own,
+        )
+
+    @property
+    def _ownership(self) -> Ownership:
+        return self._step.update.ownership
+
+    def _is_at_one(self, state: RunState) -> bool:
+        return self._every_steps is not None and state.step % self._every_steps == 0
+
+
+def host_copies(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """Copies in the host's memory; a tensor's strides stay."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}

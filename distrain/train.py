@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,10 +18,13 @@ from distrain.coordinator.return_point import ReturnPoints
 from distrain.coordinator.run_state import RunState
 from distrain.coordinator.saving import Saver
 from distrain.coordinator.stops import StopAskedError
+from distrain.errors import BadStepError, RuinedWeightsError
 from distrain.learn.loss_scale import LossScale
 from distrain.parallel.summing import Flag
 from distrain.step import StepResult, check_finite
 from distrain.validation import Measured
+
+Weights = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,27 +48,43 @@ class TrainingLoop:
     def run(
         self,
         state: RunState,
-        best: dict[str, torch.Tensor],
+        best: Weights,
         last_step: int,
-        batches: Iterator[Batch],
-    ) -> dict[str, torch.Tensor]:
-        """Every step that is left of the run, and a verdict at each epoch's end.
+        batches: Callable[[range], AbstractContextManager[Iterator[Batch]]],
+    ) -> Weights:
+        """Every step that is left of the run; from an earlier one again where bad numbers lead.
 
         Args:
             state: Where the run stands.
             best: The best epoch's weights so far, where they are to be restored.
             last_step: Of the run.
-            batches: This worker's samples of each step that is to be done, on its device.
+            batches: Opens this worker's samples of some steps, on its device.
 
         Returns:
             The best epoch's weights, where they are to be restored.
 
         Raises:
             StopAskedError: a worker was asked to stop; on all workers after the same step.
-            BadStepError: numbers are bad, and the step is not skipped; on all workers alike.
+            BadStepError: numbers are bad, and the run ends with that; on all workers alike.
         """
-        parts, rule, recording = self.parts, self.parts.rules.early_stopping, self.recording
-        steps_per_epoch, metrics = parts.plan.steps_per_epoch, parts.metrics
+        while True:
+            steps = range(max(state.step, state.numbers.pass_until), last_step)
+            with batches(steps) as columns:
+                try:
+                    best = self._steps(state, best, last_step, columns)
+                    break
+                except BadStepError as bad:
+                    found = bad
+            state, best = self._go_back(found)
+        self.parts.step.check.compare(self.saver.run_state.step)
+        return best
+
+    def _steps(
+        self, state: RunState, best: Weights, last_step: int, batches: Iterator[Batch]
+    ) -> Weights:
+        """The loop itself: steps, and a verdict at each epoch's end."""
+        parts, recording = self.parts, self.recording
+        steps_per_epoch = parts.plan.steps_per_epoch
         asked, seen, began = False, 0, time.monotonic()
         self.model.train()
         while not state.stopped and (state.step < last_step or state.totals is not None):
@@ -87,27 +107,51 @@ class TrainingLoop:
                     parts.step.check.compare(state.step)
                     raise StopAskedError(result.flags[Flag.STOP])
             if state.ends_epoch(steps_per_epoch) and state.totals is not None:
-                check_finite(self.model, state.step, state.step // steps_per_epoch)
-                rate = seen / (time.monotonic() - began)
-                with parts.step.standing.averaged():
-                    measured = parts.evaluate(self.raised) if parts.evaluate else Measured()
-                    scores = state.totals.scores(metrics) | measured.scores
-                    epoch, seconds = state.step // steps_per_epoch, time.monotonic() - began
-                    record = EpochRecord(
-                        epoch, state.step, scores, seconds, rate, measured.confusion
-                    )
-                    recording.epoch(record)
-                    verdict = judge(rule, state.progress, record.epoch, scores)
-                    if verdict.improved and rule is not None and rule.restore_best:
-                        best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-                fall = state.fall.after(parts.rules.plateau, scores)
-                if fall.factor < state.fall.factor:
-                    recording.note("plateau", fall.text, step=state.step, factor=fall.factor)
-                state = state.after_epoch(record, verdict, fall)
+                state, best = self._end_epoch(state, state.totals, best, seen, began)
                 seen, began = 0, time.monotonic()
             self.saver.state(state, self.model, parts.step, best, asked=asked)
-        parts.step.check.compare(state.step)
         return best
+
+    def _end_epoch(
+        self, state: RunState, totals: LedgerTotals, best: Weights, seen: int, began: float
+    ) -> tuple[RunState, Weights]:
+        """Measures, and judges; `seen` samples have been trained on since `began`."""
+        parts, rules = self.parts, self.parts.rules
+        epoch = state.step // parts.plan.steps_per_epoch
+        check_finite(self.model, state.step, epoch)
+        rate = seen / (time.monotonic() - began)
+        with parts.step.standing.averaged():
+            measured = parts.evaluate(self.raised) if parts.evaluate else Measured()
+            scores = totals.scores(parts.metrics) | measured.scores
+            seconds = time.monotonic() - began
+            record = EpochRecord(epoch, state.step, scores, seconds, rate, measured.confusion)
+            self.recording.epoch(record)
+            verdict = judge(rules.early_stopping, state.progress, epoch, scores)
+            if verdict.improved and rules.early_stopping and rules.early_stopping.restore_best:
+                best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        fall = state.fall.after(rules.plateau, scores)
+        if fall.factor < state.fall.factor:
+            self.recording.note("plateau", fall.text, step=state.step, factor=fall.factor)
+        return state.after_epoch(record, verdict, fall), best
+
+    def _go_back(self, bad: BadStepError) -> tuple[RunState, Weights]:
+        """The state to go on with after a bad step, and the best weights of that time.
+
+        Raises:
+            BadStepError: the run ends with it, the state before the step saved.
+        """
+        rule, now = self.bad_numbers, self.saver.run_state.numbers
+        if rule.action(bad.kind, now) != "go_back" or self.back_to.newest is None:
+            if not isinstance(bad, RuinedWeightsError):
+                self.saver.keep(self.model, self.parts.step)
+            if now.interventions:
+                bad.history = f". Before it, {'; '.join(map(str, now.interventions))}"
+            raise bad
+        there = self.back_to.go_back()
+        numbers = rule.after_going_back(there.run.numbers, now, bad, there.run.step)
+        state = replace(there.run, numbers=numbers)
+        self.saver.went_back(bad, state, self.model, self.parts.step, there.best)
+        return state, there.best
 
     def _counted(
         self, result: StepResult, numbers: NumbersState

@@ -287,7 +287,7 @@ class Trainer:
         )
         replay_asked = asked_of(self._run_settings.folder)
         if replay_asked is not None:
-            replay = Replay(replay_asked, self.model, parts)
+            replay = Replay(replay_asked, self.model, parts, self._run_settings.bad_numbers)
             raise ReplayedError(replay.run(identity, epochs, prefetch=prefetch, threads=threads))
         run = TrainingRun(self.model, parts, self._run_settings)
         return run.to_end(identity, epochs, prefetch=prefetch, threads=threads)

@@ -1,24 +1,21 @@
 """A run on one worker: taken up where it stands, trained to its end or until it is stopped."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data_pipeline.on_device import OnDevice
 from distrain.assembly import Assembly
 from distrain.bad_numbers import BadNumbers
 from distrain.coordinator.history import History
 from distrain.coordinator.recorded_run import open_recording
 from distrain.coordinator.return_point import ReturnPoints
-from distrain.coordinator.run_state import RunState
 from distrain.coordinator.saving import Saver
 from distrain.coordinator.stops import WATCHED, StopAskedError, StopWatch
-from distrain.errors import BadStepError, RuinedWeightsError
 from distrain.job_file import checkpoint_tables
 from distrain.train import TrainingLoop
 
@@ -48,9 +45,7 @@ class TrainingRun:
     def __init__(self, model: torch.nn.Module, parts: Assembly, settings: RunSettings) -> None:
         """`model` holds the result in the end."""
         self._model, self._parts, self._settings = model, parts, settings
-        rule = settings.bad_numbers
-        every_steps = rule.every_steps if rule.may_go_back else None
-        self._back_to = ReturnPoints(every_steps, model, parts.step)
+        self._back_to = ReturnPoints(settings.bad_numbers, model, parts.step)
 
     def to_end(
         self, identity: Mapping[str, Any], epochs: int, *, prefetch: int, threads: int
@@ -94,7 +89,7 @@ class TrainingRun:
             )
             batches = partial(parts.batches, depth=prefetch, threads=threads)
             try:
-                best = self._train(loop, saver, batches, state, best, last)
+                best = loop.run(state, best, last, batches)
             except StopAskedError as asked:
                 watch.handled()
                 saver.stop(asked, self._model, parts.step.update.ownership)
@@ -110,44 +105,6 @@ class TrainingRun:
         """What the run's `job.toml` is to say: of one made by a script, what tools go by."""
         policy = self._parts.rules.checkpoint
         return self._settings.job or ({} if policy is None else checkpoint_tables(policy))
-
-    def _train(
-        self,
-        loop: TrainingLoop,
-        saver: Saver,
-        batches: Callable[[range], OnDevice],
-        state: RunState,
-        best: dict[str, torch.Tensor],
-        last: int,
-    ) -> dict[str, torch.Tensor]:
-        """All steps, from an earlier state again where bad numbers lead back; the best weights."""
-        while True:
-            steps = range(max(state.step, state.numbers.pass_until), last)
-            with batches(steps) as columns:
-                try:
-                    return loop.run(state, best, last, columns)
-                except BadStepError as bad:
-                    found = bad
-            state, best = self._go_back(saver, found)
-
-    def _go_back(self, saver: Saver, bad: BadStepError) -> tuple[RunState, dict[str, torch.Tensor]]:
-        """The state to go on with after a bad step, and the best weights of that time.
-
-        Raises:
-            BadStepError: the run ends with it, the state before the step saved.
-        """
-        rule, now = self._settings.bad_numbers, saver.run_state.numbers
-        if rule.action(bad.kind, now) != "go_back" or self._back_to.newest is None:
-            if not isinstance(bad, RuinedWeightsError):
-                saver.keep(self._model, self._parts.step)
-            if now.interventions:
-                bad.history = f". Before it, {'; '.join(map(str, now.interventions))}"
-            raise bad
-        there = self._back_to.go_back()
-        numbers = rule.after_going_back(there.run.numbers, now, bad, there.run.step)
-        state = replace(there.run, numbers=numbers)
-        saver.went_back(bad, state, self._model, self._parts.step, there.best)
-        return state, there.best
 
     def _stop_watch(self, saver: Saver) -> StopWatch:
         """Watches for signals where there is something to save, on every rank alike."""

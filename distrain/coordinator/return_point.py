@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from distrain.bad_numbers import BadNumbers
 from distrain.coordinator.run_state import RunState
 from distrain.parallel.optimizer_state import Held
 from distrain.parallel.ownership import Ownership
@@ -53,9 +54,10 @@ class ReturnPoints:
         newest: None before the first, and where the run never goes back.
     """
 
-    def __init__(self, every_steps: int | None, model: torch.nn.Module, step: TrainingStep) -> None:
-        """`every_steps` is None for a run that never goes back."""
-        self._every_steps, self._model, self._step = every_steps, model, step
+    def __init__(self, rule: BadNumbers, model: torch.nn.Module, step: TrainingStep) -> None:
+        """`rule` says after which steps, if the run may go back at all."""
+        self._every_steps = rule.every_steps if rule.may_go_back else None
+        self._model, self._step = model, step
         self.newest: ReturnPoint | None = None
 
     def keep(self, state: RunState, best: dict[str, torch.Tensor], epoch: int) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ import torch
 from numpy.typing import NDArray
 
 from distrain.assembly import Assembly
+from distrain.bad_numbers import BadNumbers
 from distrain.coordinator.checkpointing import take_up
 from distrain.coordinator.environment import changes, numerics_fingerprint
 from distrain.coordinator.event_log import inspected
 from distrain.coordinator.observers import finite_or_none
 from distrain.coordinator.recording import Recording
+from distrain.coordinator.return_point import ReturnPoints
 from distrain.coordinator.run_folder import identity_changes
 from distrain.coordinator.run_layout import CHECKPOINTS, DONE, ENVIRONMENT, EVENTS, FAILED, STATUS
 from distrain.coordinator.run_status import RunStatus, read_status
@@ -40,6 +43,7 @@ from distrain.practice.replayed import Failure, MicroBatch, Replayed
 from distrain.practice.walk import (
     NUMBERS,
     Listener,
+    check_history,
     checkpoint_before,
     numbers_of,
     recorded_steps,
@@ -111,7 +115,9 @@ def asked_of(folder: str | Path | None) -> Request | None:
 class Replay:
     """A replay of one run by its parts."""
 
-    def __init__(self, request: Request, model: torch.nn.Module, parts: Assembly) -> None:
+    def __init__(
+        self, request: Request, model: torch.nn.Module, parts: Assembly, bad_numbers: BadNumbers
+    ) -> None:
         """Checks that the workers are one."""
         if parts.world.size > 1:
             raise UsageError(
@@ -119,6 +125,7 @@ class Replay:
                 "without torchrun or its kin"
             )
         self._request, self._model, self._parts = request, model, parts
+        self._bad_numbers = bad_numbers
         self._status = read_status(request.folder)
 
     def run(
@@ -153,38 +160,50 @@ class Replay:
         )
         memory = self._activation_bytes(step)
         walk = Listener(recorded_steps(folder / EVENTS, start + 1, step))
+        back_to = ReturnPoints(self._bad_numbers, self._model, parts.step)
         state, best = take_up(
-            contents, self._model, parts.step.update.ownership, parts.step.average, parts.world
+            contents,
+            self._model,
+            parts.step.update.ownership,
+            parts.step.average,
+            parts.world,
+            back_to,
         )
+        check_history(folder / EVENTS, step, state.numbers)
         walk.steps_done = state.step
         parts.step.look_at(step, watch)
         recording = Recording(parts.world, None, {}, show=False, observers=[walk])
-        error: Exception | None = None
-        with parts.batches(range(state.step, step), prefetch, threads) as batches:
-            loop = TrainingLoop(
-                model=self._model,
-                parts=parts,
-                batches=batches,
-                recording=recording,
-                saver=Saver(parts.world, recording, None),
-                # Without it the loop would go on to the epoch's end.
-                raised=lambda: int(watch.began and step % parts.plan.steps_per_epoch > 0),
-            )
-            try:
-                with suppress(StopAskedError):
-                    loop.run(state, best, step)
-            except BdbQuit:
-                raise
-            except Exception as failed:  # noqa: BLE001 - it is what is looked for
-                error = failed
-                if request.debugger and watch.forward is None and watch.backward is None:
-                    post_mortem(failed)
+        loop = TrainingLoop(
+            model=self._model,
+            parts=parts,
+            bad_numbers=self._bad_numbers,
+            back_to=back_to,
+            recording=recording,
+            saver=Saver(parts.world, recording, None),
+            # Without it the loop would go on to the epoch's end.
+            raised=lambda: int(watch.began and step % parts.plan.steps_per_epoch > 0),
+        )
+        batches = partial(parts.batches, depth=prefetch, threads=threads)
+        error = self._failure_of(partial(loop.run, state, best, step, batches), watch)
         if error is None and walk.steps_done < step:
             raise UsageError(
                 f"the run in {folder} stops early after step {walk.steps_done}: there is no step "
                 f"{step}"
             )
         return self._outcome(step, start, passed_over, memory, watch, walk, error)
+
+    def _failure_of(self, walk: Callable[[], object], watch: StepWatch) -> Exception | None:
+        """Walks; the error that the walk ends by, if it does."""
+        try:
+            with suppress(StopAskedError):
+                walk()
+        except BdbQuit:
+            raise
+        except Exception as failed:  # noqa: BLE001 - it is what is looked for
+            if self._request.debugger and watch.forward is None and watch.backward is None:
+                post_mortem(failed)
+            return failed
+        return None
 
     def _checked_step(self, last: int) -> int:
         step = self._request.step

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distrain.bad_numbers import NumbersState
 from distrain.coordinator.checkpoint import (
     CheckpointContents,
     DamagedCheckpointError,
@@ -13,13 +14,14 @@ from distrain.coordinator.checkpoint import (
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.observers import Ending, EpochRecord, finite_or_none
 from distrain.coordinator.run_layout import CHECKPOINTS, steps_in
+from distrain.errors import UsageError
 from distrain.parallel.split import BatchPlan
 from distrain.step import StepResult
 
 NUMBERS = ("loss", "grad_norm", "lr")
 """What the log has of a step that must come out again."""
 
-_STEP = b'{"event": "step"'
+_STEP, _GO_BACK = b'{"event": "step"', b'{"event": "go_back"'
 
 
 def recorded_steps(path: Path, first: int, last: int) -> dict[int, dict[str, Any]]:
@@ -37,6 +39,33 @@ def recorded_steps(path: Path, first: int, last: int) -> dict[int, dict[str, Any
                 if first <= event["step"] <= last:
                     found[event["step"]] = event
     return found
+
+
+def check_history(path: Path, step: int, numbers: NumbersState) -> None:
+    """Refuses a step that the walk from a state does not come to as the run came to it.
+
+    Raises:
+        UsageError: the run left it out, or went back before it, which the state does not know of.
+    """
+    if step <= numbers.pass_until:
+        raise UsageError(
+            f"step {step} was left out: the run went back from bad numbers, and passed over the "
+            f"steps up to {numbers.pass_until}"
+        )
+    times_back = 0
+    done_after = 0
+    if path.exists():
+        with path.open("rb") as file:
+            for line in file:
+                if line.startswith(_GO_BACK) and line.endswith(b"\n"):
+                    times_back = json.loads(line)["times_back"]
+                elif line.startswith(_STEP) and line.endswith(b"\n"):
+                    done_after = times_back if json.loads(line)["step"] == step else done_after
+    if done_after > numbers.times_back:
+        raise UsageError(
+            f"step {step} was done again after the run went back from bad numbers, and no "
+            "checkpoint is left from between: checkpoint.keep_last and keep_every keep more"
+        )
 
 
 def numbers_of(result: StepResult) -> dict[str, float | None]:

@@ -58,6 +58,8 @@ class Trainer:
         optimizer: Torch's own object, made by the last `fit`.
     """
 
+    optimizer: Optimizer | None = None
+
     def __init__(
         self,
         *,
@@ -159,7 +161,6 @@ class Trainer:
             metrics=metrics,
             groups=groups,
             average=average,
-            bad_numbers=bad_numbers,
             max_time_s=max_time_s,
             saves=saves,
         )
@@ -167,13 +168,11 @@ class Trainer:
         self._fix_kernels = partial(fix_kernels, compute_threads, deterministic=deterministic)
         self._fix_kernels()
         self.model = build_model(model, seed, self._world)
-        self.optimizer: Optimizer | None = None
-        summed = SummedLoss(loss, self._world.device)
+        device = self._world.device
+        summed = SummedLoss(loss, device)
         forward = make_precision(precision, activation_checkpointing, compile, channels_last)
-        forward.prepare(self.model, self._world.device, batch_norm)
-        self._work = MicroBatchWork(
-            summed, inputs, target, micro_batch_step, forward, self._world.device
-        )
+        forward.prepare(self.model, device, batch_norm)
+        self._work = MicroBatchWork(summed, inputs, target, micro_batch_step, forward, device)
         refuse_trainable(loss, self.model)
         self._make_optimizer = partial(
             checked_optimizer,

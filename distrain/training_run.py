@@ -18,7 +18,7 @@ from distrain.coordinator.return_point import ReturnPoints
 from distrain.coordinator.run_state import RunState
 from distrain.coordinator.saving import Saver
 from distrain.coordinator.stops import WATCHED, StopAskedError, StopWatch
-from distrain.errors import BadStepError, RuinedWeightsError
+from distrain.errors import BadStepError, ConfigError, RuinedWeightsError
 from distrain.job_file import checkpoint_tables
 from distrain.train import TrainingLoop
 
@@ -40,6 +40,14 @@ class RunSettings:
     max_time_s: float | None = None
     grace_s: float = 30.0
     prometheus_port: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what a type checker may not have seen."""
+        if not isinstance(self.bad_numbers, BadNumbers):
+            raise ConfigError(
+                f"bad_numbers is {self.bad_numbers!r}; give distrain.BadNumbers(non_finite=..., "
+                "spike=...)"
+            )
 
 
 class TrainingRun:

@@ -198,6 +198,7 @@ class Trainer:
         self._rules = Rules(
             early_stopping=early_stopping,
             checkpoint=checkpoint if saves else None,
+            bad_numbers=bad_numbers,
             plateau=schedule if isinstance(schedule, Plateau) else None,
         )
         self._run_settings = RunSettings(
@@ -205,7 +206,6 @@ class Trainer:
             fresh=fresh,
             show=progress,
             job=job or {},
-            bad_numbers=bad_numbers,
             max_time_s=max_time_s,
             grace_s=grace_s,
             prometheus_port=prometheus_port,

@@ -11,14 +11,13 @@ import torch
 
 from data_pipeline.on_device import OnDevice
 from distrain.assembly import Assembly
-from distrain.bad_numbers import BadNumbers
 from distrain.coordinator.history import History
 from distrain.coordinator.recorded_run import open_recording
 from distrain.coordinator.return_point import ReturnPoints
 from distrain.coordinator.run_state import RunState
 from distrain.coordinator.saving import Saver
 from distrain.coordinator.stops import WATCHED, StopAskedError, StopWatch
-from distrain.errors import BadStepError, ConfigError, RuinedWeightsError
+from distrain.errors import BadStepError, RuinedWeightsError
 from distrain.job_file import checkpoint_tables
 from distrain.train import TrainingLoop
 
@@ -36,18 +35,9 @@ class RunSettings:
     fresh: bool = False
     show: bool = True
     job: Mapping[str, Any] = field(default_factory=dict)
-    bad_numbers: BadNumbers = field(default_factory=BadNumbers)
     max_time_s: float | None = None
     grace_s: float = 30.0
     prometheus_port: int | None = None
-
-    def __post_init__(self) -> None:
-        """Checks what a type checker may not have seen."""
-        if not isinstance(self.bad_numbers, BadNumbers):
-            raise ConfigError(
-                f"bad_numbers is {self.bad_numbers!r}; give distrain.BadNumbers(non_finite=..., "
-                "spike=...)"
-            )
 
 
 class TrainingRun:
@@ -56,7 +46,7 @@ class TrainingRun:
     def __init__(self, model: torch.nn.Module, parts: Assembly, settings: RunSettings) -> None:
         """`model` holds the result in the end."""
         self._model, self._parts, self._settings = model, parts, settings
-        rule = settings.bad_numbers
+        rule = parts.rules.bad_numbers
         every_steps = rule.every_steps if rule.may_go_back else None
         self._back_to = ReturnPoints(every_steps, model, parts.step)
 
@@ -87,14 +77,14 @@ class TrainingRun:
                 return recording.load_result(self._model)
             saver = stack.enter_context(Saver(parts.world, recording, parts.rules.checkpoint))
             state, best, damaged = saver.take_up(self._model, parts.step, last, self._back_to)
-            settings.bad_numbers.check(state.numbers)
+            parts.rules.bad_numbers.check(state.numbers)
             recording.begin(parts.plan, epochs, state, damaged)
             saver.begin()
             watch = stack.enter_context(self._stop_watch(saver))
             loop = TrainingLoop(
                 model=self._model,
                 parts=parts,
-                bad_numbers=settings.bad_numbers,
+                bad_numbers=parts.rules.bad_numbers,
                 back_to=self._back_to,
                 recording=recording,
                 saver=saver,
@@ -144,7 +134,7 @@ class TrainingRun:
         Raises:
             BadStepError: the run ends with it, the state before the step saved.
         """
-        rule, now = self._settings.bad_numbers, saver.run_state.numbers
+        rule, now = self._parts.rules.bad_numbers, saver.run_state.numbers
         if rule.action(bad.kind, now) != "go_back" or self._back_to.newest is None:
             if not isinstance(bad, RuinedWeightsError):
                 saver.keep(self._model, self._parts.step)

@@ -26,6 +26,7 @@ from distrain.coordinator.environment import changes, numerics_fingerprint
 from distrain.coordinator.event_log import inspected
 from distrain.coordinator.observers import finite_or_none
 from distrain.coordinator.recording import Recording
+from distrain.coordinator.return_point import ReturnPoints
 from distrain.coordinator.run_folder import identity_changes
 from distrain.coordinator.run_layout import CHECKPOINTS, DONE, ENVIRONMENT, EVENTS, FAILED, STATUS
 from distrain.coordinator.run_status import RunStatus, read_status
@@ -153,18 +154,20 @@ class Replay:
         )
         memory = self._activation_bytes(step)
         walk = Listener(recorded_steps(folder / EVENTS, start + 1, step))
-        state, best = take_up(
-            contents, self._model, parts.step.update.ownership, parts.step.average, parts.world
-        )
+        back_to = ReturnPoints(None, self._model, parts.step)
+        ownership, average = parts.step.update.ownership, parts.step.average
+        state, best = take_up(contents, self._model, ownership, average, parts.world, back_to)
         walk.steps_done = state.step
         parts.step.look_at(step, watch)
         recording = Recording(parts.world, None, {}, show=False, observers=[walk])
         error: Exception | None = None
-        with parts.batches(range(state.step, step), prefetch, threads) as batches:
+        steps = range(max(state.step, state.numbers.pass_until), step)
+        with parts.batches(steps, prefetch, threads) as batches:
             loop = TrainingLoop(
                 model=self._model,
                 parts=parts,
-                batches=batches,
+                bad_numbers=parts.rules.bad_numbers,
+                back_to=back_to,
                 recording=recording,
                 saver=Saver(parts.world, recording, None),
                 # Without it the loop would go on to the epoch's end.
@@ -172,7 +175,7 @@ class Replay:
             )
             try:
                 with suppress(StopAskedError):
-                    loop.run(state, best, step)
+                    loop.run(state, best, step, batches)
             except BdbQuit:
                 raise
             except Exception as failed:  # noqa: BLE001 - it is what is looked for

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from distrain.bad_numbers import BadNumbers
 from distrain.coordinator.torch_metric import TorchMetric
 from distrain.errors import ConfigError
 from distrain.learn.averaging import Average
@@ -14,7 +13,6 @@ def check_arguments(
     metrics: Sequence[str | TorchMetric],
     groups: Sequence[ParameterGroup],
     average: Average | None,
-    bad_numbers: BadNumbers,
     max_time_s: float | None,
     saves: bool,
 ) -> None:
@@ -42,10 +40,6 @@ def check_arguments(
         raise ConfigError(
             f"average is {average!r}; give distrain.ExponentialAverage(...) or "
             "distrain.StochasticAverage(...)"
-        )
-    if not isinstance(bad_numbers, BadNumbers):
-        raise ConfigError(
-            f"bad_numbers is {bad_numbers!r}; give distrain.BadNumbers(non_finite=..., spike=...)"
         )
     if max_time_s is not None and not saves:
         raise ConfigError(

@@ -9,7 +9,7 @@ import torch
 
 from data_pipeline.batches import Batch
 from distrain.assembly import Assembly
-from distrain.bad_numbers import BadNumbers, NumbersState
+from distrain.bad_numbers import NumbersState
 from distrain.coordinator.early_stopping import judge
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.observers import EpochRecord
@@ -32,14 +32,12 @@ class TrainingLoop:
     """What the steps of a run go through, on one worker.
 
     Attributes:
-        bad_numbers: What a step whose numbers are bad leads to.
         back_to: What the run may go back to.
         raised: What asks this worker to stop, 0 for nothing.
     """
 
     model: torch.nn.Module
     parts: Assembly
-    bad_numbers: BadNumbers
     back_to: ReturnPoints
     recording: Recording
     saver: Saver
@@ -96,7 +94,7 @@ class TrainingLoop:
                 batch = parts.plan.batch(state.step)
                 self.back_to.keep(state, best, batch.epoch + 1)
                 columns = next(batches).columns
-                limits = self.bad_numbers.limits(state.numbers, state.fall.factor)
+                limits = self.parts.rules.bad_numbers.limits(state.numbers, state.fall.factor)
                 result = parts.step(batch, columns, self._flags, state.loss_scale, limits)
                 state = state.after_step(*self._counted(result, state.numbers))
                 seen += batch.num_samples
@@ -140,7 +138,7 @@ class TrainingLoop:
         Raises:
             BadStepError: the run ends with it, the state before the step saved.
         """
-        rule, now = self.bad_numbers, self.saver.run_state.numbers
+        rule, now = self.parts.rules.bad_numbers, self.saver.run_state.numbers
         if rule.action(bad.kind, now) != "go_back" or self.back_to.newest is None:
             if not isinstance(bad, RuinedWeightsError):
                 self.saver.keep(self.model, self.parts.step)
@@ -157,7 +155,7 @@ class TrainingLoop:
         self, result: StepResult, numbers: NumbersState
     ) -> tuple[LedgerTotals, LossScale | None, NumbersState]:
         """What a step adds to the run's state: a bad one no loss and no samples."""
-        rule, loss = self.bad_numbers, result.totals.loss
+        rule, loss = self.parts.rules.bad_numbers, result.totals.loss
         if result.bad is not None:
             numbers = rule.after_skip(numbers, result.bad)
             return self.parts.step.nothing, result.loss_scale, numbers

@@ -58,6 +58,8 @@ class Trainer:
         optimizer: Torch's own object, made by the last `fit`.
     """
 
+    optimizer: Optimizer | None = None
+
     def __init__(
         self,
         *,
@@ -159,7 +161,6 @@ class Trainer:
             metrics=metrics,
             groups=groups,
             average=average,
-            bad_numbers=bad_numbers,
             max_time_s=max_time_s,
             saves=saves,
         )
@@ -167,13 +168,11 @@ class Trainer:
         self._fix_kernels = partial(fix_kernels, compute_threads, deterministic=deterministic)
         self._fix_kernels()
         self.model = build_model(model, seed, self._world)
-        self.optimizer: Optimizer | None = None
-        summed = SummedLoss(loss, self._world.device)
+        device = self._world.device
+        summed = SummedLoss(loss, device)
         forward = make_precision(precision, activation_checkpointing, compile, channels_last)
-        forward.prepare(self.model, self._world.device, batch_norm)
-        self._work = MicroBatchWork(
-            summed, inputs, target, micro_batch_step, forward, self._world.device
-        )
+        forward.prepare(self.model, device, batch_norm)
+        self._work = MicroBatchWork(summed, inputs, target, micro_batch_step, forward, device)
         refuse_trainable(loss, self.model)
         self._make_optimizer = partial(
             checked_optimizer,
@@ -199,6 +198,7 @@ class Trainer:
         self._rules = Rules(
             early_stopping=early_stopping,
             checkpoint=checkpoint if saves else None,
+            bad_numbers=bad_numbers,
             plateau=schedule if isinstance(schedule, Plateau) else None,
         )
         self._run_settings = RunSettings(
@@ -206,7 +206,6 @@ class Trainer:
             fresh=fresh,
             show=progress,
             job=job or {},
-            bad_numbers=bad_numbers,
             max_time_s=max_time_s,
             grace_s=grace_s,
             prometheus_port=prometheus_port,
@@ -287,7 +286,7 @@ class Trainer:
         )
         replay_asked = asked_of(self._run_settings.folder)
         if replay_asked is not None:
-            replay = Replay(replay_asked, self.model, parts, self._run_settings.bad_numbers)
+            replay = Replay(replay_asked, self.model, parts)
             raise ReplayedError(replay.run(identity, epochs, prefetch=prefetch, threads=threads))
         run = TrainingRun(self.model, parts, self._run_settings)
         return run.to_end(identity, epochs, prefetch=prefetch, threads=threads)

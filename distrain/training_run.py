@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from distrain.assembly import Assembly
-from distrain.bad_numbers import BadNumbers
 from distrain.coordinator.history import History
 from distrain.coordinator.recorded_run import open_recording
 from distrain.coordinator.return_point import ReturnPoints
@@ -33,7 +32,6 @@ class RunSettings:
     fresh: bool = False
     show: bool = True
     job: Mapping[str, Any] = field(default_factory=dict)
-    bad_numbers: BadNumbers = field(default_factory=BadNumbers)
     max_time_s: float | None = None
     grace_s: float = 30.0
     prometheus_port: int | None = None
@@ -45,7 +43,7 @@ class TrainingRun:
     def __init__(self, model: torch.nn.Module, parts: Assembly, settings: RunSettings) -> None:
         """`model` holds the result in the end."""
         self._model, self._parts, self._settings = model, parts, settings
-        self._back_to = ReturnPoints(settings.bad_numbers, model, parts.step)
+        self._back_to = ReturnPoints(parts.rules.bad_numbers, model, parts.step)
 
     def to_end(
         self, identity: Mapping[str, Any], epochs: int, *, prefetch: int, threads: int
@@ -74,14 +72,13 @@ class TrainingRun:
                 return recording.load_result(self._model)
             saver = stack.enter_context(Saver(parts.world, recording, parts.rules.checkpoint))
             state, best, damaged = saver.take_up(self._model, parts.step, last, self._back_to)
-            settings.bad_numbers.check(state.numbers)
+            parts.rules.bad_numbers.check(state.numbers)
             recording.begin(parts.plan, epochs, state, damaged)
             saver.begin()
             watch = stack.enter_context(self._stop_watch(saver))
             loop = TrainingLoop(
                 model=self._model,
                 parts=parts,
-                bad_numbers=settings.bad_numbers,
                 back_to=self._back_to,
                 recording=recording,
                 saver=saver,

@@ -1,11 +1,13 @@
-"""What goes by a score at an epoch's end, each with its direction settled before the run begins."""
+"""What a run is steered by; what goes by a score has its direction settled before it begins."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from distrain.bad_numbers import BadNumbers
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.coordinator.plateau import Plateau
+from distrain.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,15 @@ class Rules:
     early_stopping: EarlyStopping | None = None
     checkpoint: Checkpoint | None = None
     plateau: Plateau | None = None
+    bad_numbers: BadNumbers = field(default_factory=BadNumbers)
+
+    def __post_init__(self) -> None:
+        """Checks what a type checker may not have seen."""
+        if not isinstance(self.bad_numbers, BadNumbers):
+            raise ConfigError(
+                f"bad_numbers is {self.bad_numbers!r}; give distrain.BadNumbers(non_finite=..., "
+                "spike=...)"
+            )
 
     def settled(self, directions: Mapping[str, bool | None]) -> "Rules":
         """The same, "auto" being read as "min" or "max".
@@ -31,4 +42,5 @@ class Rules:
             early_stopping=None if early is None else early.settled(directions),
             checkpoint=None if kept is None else kept.settled(directions),
             plateau=None if plateau is None else plateau.settled(directions),
+            bad_numbers=self.bad_numbers,
         )

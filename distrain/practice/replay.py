@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 
 from distrain.assembly import Assembly
-from distrain.bad_numbers import BadNumbers
 from distrain.coordinator.checkpointing import take_up
 from distrain.coordinator.environment import changes, numerics_fingerprint
 from distrain.coordinator.event_log import inspected
@@ -115,9 +114,7 @@ def asked_of(folder: str | Path | None) -> Request | None:
 class Replay:
     """A replay of one run by its parts."""
 
-    def __init__(
-        self, request: Request, model: torch.nn.Module, parts: Assembly, bad_numbers: BadNumbers
-    ) -> None:
+    def __init__(self, request: Request, model: torch.nn.Module, parts: Assembly) -> None:
         """Checks that the workers are one."""
         if parts.world.size > 1:
             raise UsageError(
@@ -125,7 +122,6 @@ class Replay:
                 "without torchrun or its kin"
             )
         self._request, self._model, self._parts = request, model, parts
-        self._bad_numbers = bad_numbers
         self._status = read_status(request.folder)
 
     def run(
@@ -160,7 +156,7 @@ class Replay:
         )
         memory = self._activation_bytes(step)
         walk = Listener(recorded_steps(folder / EVENTS, start + 1, step))
-        back_to = ReturnPoints(self._bad_numbers, self._model, parts.step)
+        back_to = ReturnPoints(parts.rules.bad_numbers, self._model, parts.step)
         state, best = take_up(
             contents,
             self._model,
@@ -176,7 +172,6 @@ class Replay:
         loop = TrainingLoop(
             model=self._model,
             parts=parts,
-            bad_numbers=self._bad_numbers,
             back_to=back_to,
             recording=recording,
             saver=Saver(parts.world, recording, None),

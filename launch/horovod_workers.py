@@ -55,7 +55,11 @@ class HorovodWorkers:
         self._arguments, self._workers = arguments, workers
         self._started: list[BaseProcess] = []
         self._supervision = Supervision(
-            lambda: self._started, self._kill, folder, grace_s=grace_s, max_restarts=max_restarts
+            lambda: dict(enumerate(self._started)),
+            self._kill,
+            folder,
+            grace_s=grace_s,
+            max_restarts=max_restarts,
         )
 
     def run(self, every_s: float) -> Cause | None:

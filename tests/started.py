@@ -150,7 +150,7 @@ def rank_of(process: psutil.Process) -> int | None:
 def train(
     digits: Path,
     folder: Path,
-    workers: int,
+    workers: int | str,
     *more: object,
     stderr: IO[str] | int = subprocess.PIPE,
 ) -> Started:
@@ -160,7 +160,7 @@ def train(
 
 
 def train_faulty(
-    digits: Path, folder: Path, workers: int, *more: object, **environment: str
+    digits: Path, folder: Path, workers: int | str, *more: object, **environment: str
 ) -> Started:
     """Starts the job of the faulty model, from the folder that its module lies in."""
     job = folder.with_name("faulty.toml")

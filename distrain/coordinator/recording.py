@@ -26,6 +26,7 @@ from distrain.coordinator.run_folder import RunFolder, load_model
 from distrain.coordinator.run_layout import DONE, EVENTS, FAILED, RESULT, STOPPED
 from distrain.coordinator.run_state import RunState, record_from_json
 from distrain.coordinator.score_lines import INDENT, score_lines
+from distrain.coordinator.stops import tell_of_first_step
 from distrain.coordinator.tensorboard_log import TensorBoardLog
 from distrain.errors import BadStepError, ConfigError, ExitCode, exit_code_of
 from distrain.parallel.communicator import broadcast_bytes
@@ -149,6 +150,8 @@ class Recording:
 
     def step(self, result: StepResult, state: RunState) -> None:
         """A step was done, and `state` is the run's after it."""
+        if self._state.step == self._taken_up_at:
+            tell_of_first_step()
         self._state = state
         for observer in self._observers:
             observer.step(result)

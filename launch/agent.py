@@ -33,6 +33,9 @@ from launch.resizing import Requests
 from launch.slots import Slots
 from launch.supervision import ALL_AGAIN, Supervision
 
+LOOK_EVERY_S = 0.1
+"""How often requests and other machines are looked after; a worker's end is seen at once."""
+
 MOST_STARTS = 1_000_000
 """Torch elastic's own limit of restarts, which must not count those that follow no failure."""
 
@@ -143,6 +146,7 @@ class Agent(LocalElasticAgent):
         return started
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        self._supervision.wait(LOOK_EVERY_S)
         judged = self._supervision.have_failed()
         if not judged:
             self._take_request()

@@ -9,11 +9,9 @@ listens on every address; this one on loopback.
 
 import multiprocessing
 import os
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Thread
@@ -71,7 +69,7 @@ class HorovodWorkers:
                 while not self._supervision.have_failed():
                     if self._supervision.are_done():
                         return None
-                    self._wait(every_s)
+                    self._supervision.wait(every_s)
             start += 1
         return self._supervision.cause
 
@@ -99,14 +97,6 @@ class HorovodWorkers:
             self._started.append(process)
             process.start()
         self._supervision.signal_workers()
-
-    def _wait(self, most_s: float) -> None:
-        """Returns after so long, or as soon as a worker ends."""
-        sentinels = [process.sentinel for process in self._started if process.exitcode is None]
-        if sentinels:
-            connection.wait(sentinels, timeout=most_s)
-        else:
-            time.sleep(most_s)
 
     def _kill(self) -> None:
         for process in self._started:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -36,6 +37,9 @@ SETTLE_S = 0.3
 
 SAVED_SETTLE_S = 1.0
 """After a worker has ended for a stop, all being saved then: time for the others to end as well."""
+
+_ENDING_S = 0.01
+"""Where some have ended, the others are about to."""
 
 ALL_AGAIN = "all workers start again"
 """What comes after a loss, unless fewer workers go on."""
@@ -109,6 +113,15 @@ class Supervision:
                 continue  # a second Ctrl-C would have another meaning
             self._told.add(pid)
             _send(process, self._asked)
+
+    def wait(self, most_s: float) -> None:
+        """Returns after so long, or as soon as a worker ends."""
+        processes = self._processes().values()
+        alive = [process.sentinel for process in processes if process.exitcode is None]
+        if len(alive) == len(processes) > 0:
+            connection.wait(alive, timeout=most_s)
+        else:
+            time.sleep(_ENDING_S)
 
     def exit_codes(self) -> dict[int, int]:
         """By rank, of workers that have ended."""
@@ -185,8 +198,9 @@ class Supervision:
         while True:
             codes = self.exit_codes()
             limit_s = SAVED_SETTLE_S if ExitCode.STOPPED in codes.values() else SETTLE_S
-            all_ended = len(codes) == len(self._processes())
-            if all_ended or self._is_overdue() or time.monotonic() - since > limit_s:
+            # One that was killed has failed for want of nobody.
+            is_clear = len(codes) == len(self._processes()) or -signal.SIGKILL in codes.values()
+            if is_clear or self._is_overdue() or time.monotonic() - since > limit_s:
                 return {rank: code for rank, code in codes.items() if code}
             time.sleep(0.01)
 

@@ -1,6 +1,5 @@
 """Runs over several launchers, as on several machines: they come and die, the bits are the same."""
 
-import json
 import socket
 import time
 from pathlib import Path
@@ -73,7 +72,7 @@ def test_a_fault_on_one_machine_ends_all_with_its_code_and_its_words(
         until_keeps(first, place)
         with train_faulty(digits, folder, 1, *more, FAULT="1:raise:7") as second:
             assert (first.ends(), second.ends()) == (70, 70), first.said + second.said
-        assert "RuntimeError" in first.said
+        assert "ValueError: planted in the model" in first.said
         assert first.said.splitlines()[-1] == second.said.splitlines()[-1]
 
 
@@ -96,21 +95,7 @@ def test_the_loss_of_the_machine_that_keeps_the_rendezvous_ends_the_others_which
     assert outcome(folder) == expected
 
 
-def test_a_stop_of_one_machine_saves_and_ends_all_of_them(
-    digits: Path, tmp_path: Path, place: str
-) -> None:
-    folder = tmp_path / "run"
-    with node(digits, folder, place, "2:2") as first:
-        until_keeps(first, place)
-        with node(digits, folder, place, "2:2") as second:
-            first.until(lambda: last_step(folder) > 2)
-            second.process.terminate()
-            assert (first.ends(), second.ends()) == (75, 75), first.said + second.said
-    assert "stopped by SIGTERM, with everything saved" in first.said
-    assert status(folder)["step"] == last_step(folder)
-
-
-def test_a_machine_that_is_one_too_many_waits_and_takes_the_place_of_one_that_is_lost(
+def test_a_machine_too_many_takes_the_place_of_one_that_is_lost_and_a_stop_is_for_all(
     digits: Path, tmp_path: Path, place: str
 ) -> None:
     folder = tmp_path / "run"
@@ -120,15 +105,16 @@ def test_a_machine_that_is_one_too_many_waits_and_takes_the_place_of_one_that_is
             node(digits, folder, place, "2:2", "--training.epochs", 400) as second,
             node(digits, folder, place, "2:2", "--training.epochs", 400) as third,
         ):
-            first.until(lambda: is_training(folder, 1) and workers_now(folder) == 2)
-            first.until(lambda: bool(second.workers()) or bool(third.workers()))
+            first.until(lambda: last_step(folder) > 6)  # there is a checkpoint
             lost, spare = (second, third) if second.workers() else (third, second)
             assert not spare.workers()
             lost.process.kill()
             first.until(lambda: is_training(folder, 2))
             assert len(spare.workers()) == 1
-            first.process.terminate()
+            spare.process.terminate()  # a stop of any machine is one of all
             assert (first.ends(), spare.ends()) == (75, 75), first.said + spare.said
+    assert "stopped by SIGTERM, with everything saved" in first.said
+    assert status(folder)["step"] == last_step(folder)
 
 
 def test_a_machine_without_the_runs_folder_does_not_begin_the_run_anew(
@@ -146,4 +132,3 @@ def test_a_machine_without_the_runs_folder_does_not_begin_the_run_anew(
             assert (first.ends(), second.ends()) == (78, 78), first.said + second.said
     assert "put run.dir on a disk that all machines share" in second.said
     assert not elsewhere.exists()
-    assert json.loads((tmp_path / "moved" / "status.json").read_text())["step"] >= 0

@@ -24,7 +24,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
-from distrain.coordinator.generation import HAS_STEPPED, LAUNCH, WORKERS
+from distrain.coordinator.generation import HAS_STEPPED, WORKERS
 from distrain.errors import UsageError
 from launch.failure import HANDED_ON, STEPPED, Cause, tell
 from launch.nodes import Nodes
@@ -121,12 +121,10 @@ class Agent(LocalElasticAgent):
         assert isinstance(rendezvous, BoundRendezvous)
         # Of this torch elastic makes TORCHELASTIC_RESTART_COUNT.
         self._remaining_restarts = spec.max_restarts - rendezvous.start
-        told = {}
+        told = {} if nodes is None else nodes.variables()
         if self._requests is not None:
             told[WORKERS] = str(self._slots.range)
-        if nodes is not None:
-            told[LAUNCH] = nodes.launch
-        if self._supervision.has_stepped or (nodes is not None and nodes.has_stepped()):
+        if self._supervision.has_stepped:
             told[HAS_STEPPED] = "1"
         spec.args = (*self._arguments, slots, told)
 

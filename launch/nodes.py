@@ -7,9 +7,11 @@ listens on PORT, keeps the store   connect to it
 """
 
 import errno
+import fcntl
 import json
 import os
 import socket
+import struct
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -23,6 +25,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousTimeout
 
+from distrain.coordinator.generation import HAS_STEPPED, LAUNCH
 from distrain.coordinator.stops import BEGAN
 from distrain.errors import ConfigError, ExitCode
 from launch.failure import Cause
@@ -36,10 +39,12 @@ LAST_CALL_S = 2.0
 KEEP_ALIVE_S, KEEP_ALIVES = 1, 5
 """A machine that has said nothing for 5 s is lost."""
 
-LINGER_S = 5.0
+LINGER_S = 3.0
 """The machine that keeps the store waits so long for the others to have read how the run ended."""
 
 _TRY_EVERY_S = 0.2
+_INTERFACE = "GLOO_SOCKET_IFNAME"
+_SIOCGIFADDR = 0x8915
 _PREFIX = "distrain/"
 _LAUNCH, _STEPPED, _ENDED = _PREFIX + "launch", _PREFIX + "stepped", _PREFIX + "ended"
 _JOINED, _LEFT = _PREFIX + "joined", _PREFIX + "left"
@@ -106,15 +111,25 @@ class Nodes:
             keep_alive_max_attempt=KEEP_ALIVES,
         )
 
+    def variables(self) -> dict[str, str]:
+        """What its workers need to reach the others'.
+
+        Raises:
+            RendezvousConnectionError: the store is lost.
+        """
+        interface = interface_of(self.address)
+        told = {LAUNCH: self.launch}
+        if interface is not None and _INTERFACE not in os.environ:
+            told[_INTERFACE] = interface
+        if self._call(lambda store: store.check([_STEPPED])):
+            told[HAS_STEPPED] = "1"
+        return told
+
     def note_step(self) -> None:
         """A step is done: from now on a machine that comes later must find the run's folder."""
         if not self._has_told_step:
             self._call(lambda store: store.set(_STEPPED, "1"))
             self._has_told_step = True
-
-    def has_stepped(self) -> bool:
-        """Whether the run has done a step in this launch, on any machines."""
-        return self._call(lambda store: store.check([_STEPPED]))
 
     def end(self, cause: Cause | None) -> None:
         """Tells all machines how the run ended; the first to say so counts."""
@@ -164,6 +179,17 @@ class Nodes:
                     return
                 time.sleep(0.05)
                 left = self._call(lambda store: store.add(_LEFT, 0))
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has an IPv4 address; None where none says so."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # it has none
+                told = fcntl.ioctl(asking, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(told[20:24]) == address:
+                    return name
+    return None
 
 
 def _meet(nodes: NodeRange) -> tuple[Store, str, bool]:

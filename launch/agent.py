@@ -85,6 +85,11 @@ class Agent(LocalElasticAgent):
         """Why the workers failed the last time; None if they never did."""
         return self._supervision.cause
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was asked to end."""
+        return self._supervision.is_stopping
+
     def _processes(self) -> Mapping[int, BaseProcess]:
         """The workers of this machine by rank."""
         if not isinstance(self._pcontext, MultiprocessContext) or self._pcontext._pc is None:

@@ -19,7 +19,7 @@ from torch.distributed.elastic.rendezvous import (
 from distrain.errors import ExitCode
 from launch import fork_server, rendezvous
 from launch.agent import MOST_STARTS, Agent
-from launch.failure import Cause, is_retried
+from launch.failure import Cause, is_retried, tell
 from launch.node_range import NodeRange
 from launch.nodes import Nodes
 from launch.resizing import Requests
@@ -80,10 +80,11 @@ class ElasticGroup:
                 return nodes.lost()
             except RendezvousTimeoutError:
                 return nodes.too_few()
-            if result is None:  # a spare machine, which was not needed
+            if result is None:
+                tell("distrain: this machine was a spare one, and was not needed\n", sys.stderr)
                 return nodes.ended()
             cause = _outcome(result, agent)
-            if cause is None or not is_retried(cause):
+            if cause is None or not is_retried(cause) or agent.is_stopping:
                 nodes.end(cause)
             return cause
 

@@ -42,7 +42,7 @@ KEEP_ALIVE_S, KEEP_ALIVES = 1, 5
 LINGER_S = 3.0
 """The machine that keeps the store waits so long for the others to have read how the run ended."""
 
-_TRY_EVERY_S = 0.2
+_TRY_EVERY_S, _WAIT = 0.2, timedelta(seconds=60)
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 _SIOCGIFADDR = 0x8915
 _PREFIX = "distrain/"
@@ -212,6 +212,7 @@ def _meet(nodes: NodeRange) -> tuple[Store, str, bool]:
             is_master=True,
             wait_for_workers=False,
             multi_tenant=True,
+            timeout=_WAIT,
             master_listen_fd=listener.detach(),
         )
         return store, address, True
@@ -220,7 +221,9 @@ def _meet(nodes: NodeRange) -> tuple[Store, str, bool]:
         try:
             with socket.create_connection((nodes.host, nodes.port), timeout=1.0) as probe:
                 own, (address, *_) = str(probe.getsockname()[0]), probe.getpeername()
-            store = TCPStore(address, nodes.port, is_master=False, wait_for_workers=False)
+            store = TCPStore(
+                address, nodes.port, is_master=False, wait_for_workers=False, timeout=_WAIT
+            )
         except (OSError, RuntimeError) as error:
             if time.monotonic() > end:
                 raise RendezvousTimeoutError(str(error)) from error

@@ -24,8 +24,8 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 
 T = TypeVar("T")
 
-ANSWER_S = 4.0
-"""So long a store has to answer; a link that is cut for less costs nothing."""
+ANSWER_S = 10.0
+"""So long a store has to answer, or it is lost."""
 
 _KEY = "distrain/rendezvous"
 _NOTHING = "-"

@@ -91,6 +91,11 @@ class Supervision:
         for number in HANDED_ON:
             signal.signal(number, self._hand_on)
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the launcher was asked to end."""
+        return self._asked is not None
+
     def prepare(self) -> None:
         """Comes before each start."""
         fork_server.start()  # it may have died, and the workers with it

@@ -97,9 +97,9 @@ def refuse_stranger(folder: Path) -> None:
     if HAS_STEPPED in os.environ and launch_in(folder) != _launch():
         host = socket.gethostname()
         raise ConfigError(
-            f"the run goes on with rank 0 on {host}, and its folder {folder} is not there: put "
-            "run.dir on a disk that all machines share, then run the same command again where the "
-            "run's folder is"
+            f"the run goes on with rank 0 on {host}, and {folder} is not its folder there, or not "
+            "any more: put run.dir on a disk that all machines share, then run the same command "
+            "again where the run's folder is"
         )
 
 

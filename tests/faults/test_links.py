@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"no network namespaces 
 JOB = ("--training.epochs", 60)
 PLACE = f"{ADDRESSES[0]}:29400"
 WHILE_S = 1.0
-NOTICED_S = 20.0
+NOTICED_S = 30.0
 
 
 @pytest.fixture

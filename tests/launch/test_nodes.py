@@ -51,9 +51,9 @@ def test_machines_come_and_die_in_mid_epoch_and_the_weights_are_the_same(
     digits: Path, tmp_path: Path, place: str
 ) -> None:
     folder = tmp_path / "run"
-    with node(digits, folder, place, "1:3") as first:
+    with node(digits, folder, place, "1:2") as first:
         first.until(lambda: last_step(folder) > 2)
-        with node(digits, folder, place, "1:3") as second:
+        with node(digits, folder, place, "1:2") as second:
             first.until(lambda: is_training(folder, 2) and workers_now(folder) == 2)
             came_at = last_step(folder)
             second.process.kill()

@@ -10,7 +10,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from torch._C._distributed_c10d import Store
@@ -29,6 +29,7 @@ ANSWER_S = 10.0
 
 _KEY = "distrain/rendezvous"
 _NOTHING = "-"
+_FOR_WAITING = timedelta(seconds=1)
 
 
 class StoreLink:
@@ -129,6 +130,10 @@ class JsonBackend(RendezvousBackend):
         state.deadline = datetime.fromisoformat(deadline) if deadline else None
         state.participants = {_node(node): int(rank) for node, rank in told["participants"]}
         state.wait_list = {_node(node) for node in told["waiting"]}
+        if state.deadline and state.wait_list:
+            # Who waits looks every second, or is dropped as lost: a start that leaves it behind
+            # would have to be broken off for it at once.
+            state.deadline = max(state.deadline, datetime.now(UTC) + _FOR_WAITING)
         state.redundancy_list = {_node(node) for node in told["spare"]}
         for node, said in ((_node(node), str(said)) for node, said in told["heartbeats"]):
             if self._seen.get(node, ("",))[0] != said:

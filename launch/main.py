@@ -16,8 +16,8 @@ from distrain.errors import DistrainError, ExitCode, UsageError, exit_code_of
 from launch.checkpoint_parser import add_checkpoint, run_checkpoint
 from launch.data_parser import add_data, run_data
 from launch.failure import Cause, TerminatedError, report_of, tell
-from launch.replay_command import add_replay, replay
 from launch.node_range import NodeRange
+from launch.replay_command import add_replay, replay
 from launch.slots import WorkerRange
 
 _PLAN_USAGE = """\

@@ -2,12 +2,13 @@
 
 Torch elastic restarts the workers after any failure, ends the others by the very signal that a
 scheduler preempts with, and has them ended by the signals that it gets itself. Here `Supervision`
-decides instead.
+decides instead, and the number of workers may change from start to start.
 """
 
 import os
 import signal
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,22 @@ from torch.distributed.elastic.agent.server.api import (
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
-from launch.failure import HANDED_ON, Cause
-from launch.supervision import Supervision
+from distrain.coordinator.generation import HAS_STEPPED, WORKERS
+from distrain.errors import UsageError
+from launch.failure import HANDED_ON, STEPPED, Cause, tell
+from launch.nodes import Nodes
+from launch.rendezvous import BoundRendezvous
+from launch.resizing import Requests
+from launch.slots import Slots
+from launch.supervision import ALL_AGAIN, Supervision
+
+LOOK_EVERY_S = 0.1
+"""How often requests and other machines are looked after; a worker's end is seen at once."""
+
+MOST_STARTS = 1_000_000
+"""Torch elastic's own limit of restarts, which must not count those that follow no failure."""
 
 _TORCHS_OWN = (signal.SIGHUP, signal.SIGQUIT, signal.SIGURG)
 _TAKEN_OVER = "TORCHELASTIC_SIGNALS_TO_HANDLE"
@@ -32,11 +46,38 @@ _TAKEN_OVER = "TORCHELASTIC_SIGNALS_TO_HANDLE"
 class Agent(LocalElasticAgent):
     """Starts the workers, restarts them when one is lost, and hands signals on."""
 
-    def __init__(self, spec: WorkerSpec, folder: Path, grace_s: float) -> None:
-        """`folder` takes the workers' reports; after `grace_s` a stop is enforced."""
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        folder: Path,
+        slots: Slots,
+        requests: Requests | None = None,
+        nodes: Nodes | None = None,
+        *,
+        grace_s: float,
+        max_restarts: int,
+    ) -> None:
+        """Looks after workers that `spec` describes, `launch.worker.work` with its arguments.
+
+        Args:
+            spec: Torch elastic's description; its number of workers is that of the first start.
+            folder: Takes the workers' reports.
+            slots: The places for workers here.
+            requests: For other numbers of workers.
+            nodes: The link to other machines.
+            grace_s: After so long a stop is enforced.
+            max_restarts: How often all workers are started again after one was lost.
+        """
         super().__init__(spec, DefaultLogsSpecs(log_dir=str(folder)), start_method="forkserver")
+        self._folder, self._slots, self._requests = folder, slots, requests
+        self._nodes, self._arguments = nodes, spec.args
         self._supervision = Supervision(
-            self._processes, self._kill, folder, grace_s=grace_s, max_restarts=spec.max_restarts
+            self._processes,
+            self._kill,
+            folder,
+            grace_s=grace_s,
+            max_restarts=max_restarts,
+            on_loss=self._give_way,
         )
 
     @property
@@ -44,16 +85,53 @@ class Agent(LocalElasticAgent):
         """Why the workers failed the last time; None if they never did."""
         return self._supervision.cause
 
-    def _processes(self) -> Sequence[BaseProcess]:
-        """The workers by local rank; on one machine that is their rank."""
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was asked to end."""
+        return self._supervision.is_stopping
+
+    def _processes(self) -> Mapping[int, BaseProcess]:
+        """The workers of this machine by rank."""
         if not isinstance(self._pcontext, MultiprocessContext) or self._pcontext._pc is None:
-            return []
-        processes: Sequence[BaseProcess] = self._pcontext._pc.processes
-        return processes
+            return {}
+        ranks = [worker.global_rank for worker in self._worker_group.workers]
+        return dict(zip(ranks, self._pcontext._pc.processes, strict=True))
 
     def _kill(self) -> None:
         if self._pcontext is not None:
             self._pcontext.close(signal.SIGKILL)
+
+    def _give_way(self, cause: Cause, stepped: bool) -> str:
+        """What is to become of a lost worker's place."""
+        ranks = list(self._processes())
+        if not cause.by_itself or cause.rank not in ranks:
+            return ALL_AGAIN
+        place = self._slots.lose(ranks.index(cause.rank), stepped=stepped)
+        if place is None:
+            return ALL_AGAIN
+        return (
+            f"worker place {place} was lost twice with no step between, and is given up: "
+            f"{_workers(len(self._slots))} start again"
+        )
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        """Meets the other machines, with as many workers as there are to be."""
+        self._pcontext = None
+        spec, nodes = worker_group.spec, self._nodes
+        slots = self._slots.begin()
+        spec.local_world_size = len(slots)
+        with self._supervision.waiting():
+            super()._rendezvous(worker_group)
+        rendezvous = spec.rdzv_handler
+        assert isinstance(rendezvous, BoundRendezvous)
+        # Of this torch elastic makes TORCHELASTIC_RESTART_COUNT.
+        self._remaining_restarts = spec.max_restarts - rendezvous.start
+        told = {} if nodes is None else nodes.variables()
+        if self._requests is not None:
+            told[WORKERS] = str(self._slots.range)
+        if self._supervision.has_stepped:
+            told[HAS_STEPPED] = "1"
+        spec.args = (*self._arguments, slots, told)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._supervision.prepare()
@@ -71,7 +149,11 @@ class Agent(LocalElasticAgent):
         return started
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        self._supervision.wait(LOOK_EVERY_S)
         judged = self._supervision.have_failed()
+        if not judged:
+            self._take_request()
+            judged = self._has_been_left(worker_group)
         result: RunResult = super()._monitor_workers(worker_group)
         if result.is_failed() and not judged:  # a worker has ended since we looked
             self._supervision.judge()
@@ -82,3 +164,40 @@ class Agent(LocalElasticAgent):
             done = dict.fromkeys(self._supervision.exit_codes())
             return RunResult(state=WorkerState.SUCCEEDED, return_values=done)
         return result
+
+    def _take_request(self) -> None:
+        """Has the workers save, where another number of them is asked for."""
+        wanted = None if self._requests is None else self._requests.take()
+        if wanted is None:
+            return
+        try:
+            self._slots.resize(wanted)
+        except UsageError as error:  # whoever has written it has not looked
+            tell(f"distrain: {error}\n", sys.stderr)
+            return
+        if wanted != len(self._slots.taken):
+            tell(f"distrain: {_workers(wanted)} are asked for\n", sys.stderr)
+            self._supervision.resize()
+
+    def _has_been_left(self, worker_group: WorkerGroup) -> bool:
+        """Has the workers save where a machine has come; whether one is lost, and all are dead."""
+        if self._nodes is None:
+            return False
+        machines = worker_group.group_world_size or 0
+        try:
+            if (self._folder / STEPPED).exists():
+                self._nodes.note_step()
+            have_come = self._nodes.rendezvous.have_come()
+        except RendezvousConnectionError:
+            self._supervision.abandon(self._nodes.lost(), again=False)
+            return True
+        if self._nodes.rendezvous.has_lost_any(machines):
+            self._supervision.abandon(self._nodes.left_by_one(), again=True)
+            return True
+        if have_come:
+            self._supervision.resize()
+        return False
+
+
+def _workers(number: int) -> str:
+    return f"{number} worker{'s' * (number != 1)}"

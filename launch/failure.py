@@ -22,6 +22,9 @@ from distrain.errors import ExitCode, LostPeerError, exit_code_of, is_for_the_us
 REPORTS = "DISTRAIN_REPORTS"
 """Environment variable: the folder that failing workers leave their reports in."""
 
+STEPPED = "stepped"
+"""The file in that folder that says that a start has done a step."""
+
 HANDED_ON = (*WATCHED, RELAY)
 """The signals that the launcher hands on to its workers."""
 
@@ -55,6 +58,7 @@ class Report:
         exit_code: What it exits with.
         text: The error's message, with a traceback where the message alone would not do.
         lost_peer: It failed in an exchange, so probably another failed before.
+        goes_on: All is saved, and the launcher goes on with another number of workers.
     """
 
     rank: int
@@ -62,15 +66,26 @@ class Report:
     exit_code: int
     text: str
     lost_peer: bool
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)
 class Cause:
-    """The failure that all others follow from."""
+    """The failure that all others follow from.
+
+    Attributes:
+        rank: Whose it is.
+        exit_code: What the launcher exits with, where the workers do not start again.
+        text: What the user is told.
+        goes_on: It is none: the workers have saved, to go on in another number.
+        by_itself: The worker was lost for a reason of its own, and not for want of another.
+    """
 
     rank: int
     exit_code: int
     text: str
+    goes_on: bool = False
+    by_itself: bool = False
 
 
 def report_of(error: BaseException, rank: int, time_ns: int) -> Report:
@@ -78,7 +93,14 @@ def report_of(error: BaseException, rank: int, time_ns: int) -> Report:
     if isinstance(error, TerminatedError):
         return Report(rank, time_ns, error.exit_code, str(error), lost_peer=False)
     if isinstance(error, StoppedError):
-        return Report(rank, time_ns, int(ExitCode.STOPPED), str(error), lost_peer=False)
+        return Report(
+            rank,
+            time_ns,
+            int(ExitCode.STOPPED),
+            str(error),
+            lost_peer=False,
+            goes_on=error.goes_on,
+        )
     if isinstance(error, KeyboardInterrupt):
         text = str(error) or "interrupted"
     elif is_for_the_user(error):
@@ -115,7 +137,8 @@ def first_cause(reports: Sequence[Report], exit_codes: Mapping[int, int]) -> Cau
     own = [report for report in ordered if not report.lost_peer]
     if own:
         stopped = own[0].exit_code == ExitCode.STOPPED
-        return Cause(0 if stopped else own[0].rank, own[0].exit_code, own[0].text)
+        rank = 0 if stopped else own[0].rank
+        return Cause(rank, own[0].exit_code, own[0].text, goes_on=own[0].goes_on)
     reported = {report.rank for report in reports}
     silent = sorted((rank, code) for rank, code in exit_codes.items() if rank not in reported)
     killed = [(rank, code) for rank, code in silent if code < 0]
@@ -166,6 +189,17 @@ def forced_end(asked: int, grace_s: float, *, enough: bool) -> Cause:
     )
 
 
+def unsaved(grace_s: float) -> Cause:
+    """The cause where workers that were asked to save, to go on in another number, did not."""
+    return Cause(
+        0,
+        ExitCode.WORKER_LOST,
+        f"the workers did not save within {grace_s:g} s, and were killed: they go on from the last "
+        "checkpoint in another number",
+        goes_on=True,
+    )
+
+
 def _silent_cause(rank: int, code: int) -> Cause:
     if code == ExitCode.STOPPED:
         return Cause(0, code, str(StoppedError("a signal")))
@@ -173,6 +207,7 @@ def _silent_cause(rank: int, code: int) -> Cause:
         said = f"worker {rank} was lost with the process that it was forked from"
         return Cause(rank, ExitCode.WORKER_LOST, said)
     if code > 0:
-        return Cause(rank, code, f"worker {rank} ended with exit code {code} and said nothing")
+        said = f"worker {rank} ended with exit code {code} and said nothing"
+        return Cause(rank, code, said, by_itself=True)
     said = f"worker {rank} was killed by {signal_name(-code)}"
-    return Cause(rank, ExitCode.WORKER_LOST, said)
+    return Cause(rank, ExitCode.WORKER_LOST, said, by_itself=True)

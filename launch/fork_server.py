@@ -5,6 +5,7 @@ import signal
 from collections.abc import Mapping
 from multiprocessing import forkserver, resource_tracker
 
+from distrain.coordinator.stops import RESIZE
 from launch.failure import HANDED_ON
 from launch.parent import LAUNCHER
 
@@ -24,7 +25,7 @@ def start() -> None:
     # It unblocks some signals itself, so it has to be there before they are blocked.
     resource_tracker.ensure_running()
     # The signals that are handed on are the workers' to take, when they can.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*HANDED_ON, RESIZE))
     try:
         forkserver.set_forkserver_preload(_PRELOADED)
         forkserver.ensure_running()

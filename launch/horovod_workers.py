@@ -9,11 +9,9 @@ listens on every address; this one on loopback.
 
 import multiprocessing
 import os
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Thread
@@ -55,7 +53,11 @@ class HorovodWorkers:
         self._arguments, self._workers = arguments, workers
         self._started: list[BaseProcess] = []
         self._supervision = Supervision(
-            lambda: self._started, self._kill, folder, grace_s=grace_s, max_restarts=max_restarts
+            lambda: dict(enumerate(self._started)),
+            self._kill,
+            folder,
+            grace_s=grace_s,
+            max_restarts=max_restarts,
         )
 
     def run(self, every_s: float) -> Cause | None:
@@ -67,7 +69,7 @@ class HorovodWorkers:
                 while not self._supervision.have_failed():
                     if self._supervision.are_done():
                         return None
-                    self._wait(every_s)
+                    self._supervision.wait(every_s)
             start += 1
         return self._supervision.cause
 
@@ -95,14 +97,6 @@ class HorovodWorkers:
             self._started.append(process)
             process.start()
         self._supervision.signal_workers()
-
-    def _wait(self, most_s: float) -> None:
-        """Returns after so long, or as soon as a worker ends."""
-        sentinels = [process.sentinel for process in self._started if process.exitcode is None]
-        if sentinels:
-            connection.wait(sentinels, timeout=most_s)
-        else:
-            time.sleep(most_s)
 
     def _kill(self) -> None:
         for process in self._started:

@@ -1,6 +1,8 @@
-"""Starts the workers of one machine, on torch elastic or on Horovod, over loopback alone."""
+"""Starts the workers of this machine, on torch elastic or on Horovod.
 
-import logging
+Workers of one machine alone meet over loopback; those of several where their launchers do.
+"""
+
 import os
 import signal
 import sys
@@ -11,13 +13,15 @@ from pathlib import Path
 
 from distrain.config import Backend
 from distrain.coordinator.stops import BEGAN, answer_to, began_now
-from distrain.errors import ConfigError, ExitCode, UsageError
+from distrain.errors import ConfigError, UsageError
 from launch import fork_server
 from launch.failure import REPORTS, Cause, TerminatedError
-from launch.worker import Alone, failure_of, work
+from launch.node_range import NodeRange
+from launch.slots import WorkerRange
+from launch.worker import Alone, failure_of
 
-MONITOR_EVERY_S = 0.1
-"""How often the agent looks after its workers."""
+HOROVOD_EVERY_S = 0.1
+"""How often its workers are looked after, unless one ends."""
 
 GRACE_S = 30.0
 """Time that workers have to end after a signal, unless the job says otherwise."""
@@ -25,11 +29,13 @@ GRACE_S = 30.0
 
 def run_workers(
     arguments: Sequence[str],
-    workers: int,
+    workers: int | WorkerRange,
     *,
     max_restarts: int | None = None,
     grace_s: float = GRACE_S,
     backend: Backend = "torch",
+    run: Path | None = None,
+    nodes: NodeRange | None = None,
 ) -> Cause | None:
     """Runs `launch.worker` with these arguments as a group of workers; the cause of a failure.
 
@@ -37,26 +43,38 @@ def run_workers(
     it again if it dies, so with `max_restarts` it is a process of its own. When one of several
     fails, all end. Signals are handed on to all of them.
 
+    Where there may be fewer of them than there are, one that is lost again and again is given up.
+
     Args:
         arguments: Of `launch.worker`.
-        workers: How many.
+        workers: How many; the most are started.
         max_restarts: How often all workers are started again when one is lost; None for never.
         grace_s: Workers that have been asked to stop are killed after so long.
         backend: What carries their exchanges.
+        run: The run's folder, in which requests for other numbers of workers come.
+        nodes: Other machines, which take part.
 
     Raises:
         ConfigError: that is Horovod, and it is not installed.
         UsageError: a launcher's workers would start workers of their own.
     """
+    if isinstance(workers, int):
+        workers = WorkerRange(workers, workers)
     if backend == "horovod" and find_spec("horovod") is None:
         raise ConfigError(
             'parallel.backend is "horovod", and Horovod is not installed: install it by '
             '`make horovod`, or set parallel.backend = "torch"'
         )
+    if backend == "horovod" and (workers.is_elastic or nodes is not None):
+        raise ConfigError(
+            'parallel.backend is "horovod", whose workers are of one machine and of a fixed '
+            "number here: give --workers one number and leave --nodes out, or set "
+            'parallel.backend = "torch"'
+        )
     os.environ[BEGAN] = began_now()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _terminate)
-    if workers == 1 and not max_restarts:
+    if workers.most == 1 and not max_restarts and nodes is None:
         answer_to(Alone())
         report = failure_of(arguments, rank=0)
         return None if report is None else Cause(0, report.exit_code, report.text)
@@ -68,8 +86,19 @@ def run_workers(
     with tempfile.TemporaryDirectory(prefix="distrain-", ignore_cleanup_errors=True) as folder:
         os.environ[REPORTS] = folder
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        run_group = _run_on_horovod if backend == "horovod" else _run_on_torch_elastic
-        return run_group(arguments, workers, max_restarts or 0, grace_s, Path(folder))
+        if backend == "horovod":
+            return _run_on_horovod(
+                arguments, workers.most, max_restarts or 0, grace_s, Path(folder)
+            )
+        if nodes is None:
+            # Between the workers of one machine nothing has to leave it.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        fork_server.start()
+        # Imported here: torch takes 1 s, and one worker or a refused job has no need of it.
+        from launch.elastic import ElasticGroup  # noqa: PLC0415
+
+        group = ElasticGroup(arguments, workers, max_restarts or 0, grace_s, Path(folder), run)
+        return group.run_alone() if nodes is None else group.run_with_others(nodes)
 
 
 def _run_on_horovod(
@@ -86,44 +115,7 @@ def _run_on_horovod(
         max_restarts=max_restarts,
         grace_s=grace_s,
     )
-    return group.run(MONITOR_EVERY_S)
-
-
-def _run_on_torch_elastic(
-    arguments: Sequence[str], workers: int, max_restarts: int, grace_s: float, folder: Path
-) -> Cause | None:
-    # Between the workers of one machine nothing has to leave it.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    fork_server.start()
-    # Imported here: torch takes 1 s, and one worker or a job that is refused has no need of it.
-    from torch.distributed.elastic.agent.server.api import WorkerSpec  # noqa: PLC0415
-
-    from launch import loopback  # noqa: PLC0415
-    from launch.agent import Agent  # noqa: PLC0415
-
-    # The cause is shown once, by us; the agent would log it, and what follows from it, again.
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-    rendezvous = loopback.rendezvous(folder / "rendezvous")
-    spec = WorkerSpec(
-        role="default",
-        local_world_size=workers,
-        entrypoint=work,
-        args=(list(arguments), os.getpid(), list(sys.path), fork_server.settings()),
-        rdzv_handler=rendezvous,
-        max_restarts=max_restarts,
-        monitor_interval=MONITOR_EVERY_S,
-        local_addr=loopback.ADDRESS,
-    )
-    agent = Agent(spec, folder, grace_s)
-    try:
-        result = agent.run()
-    finally:
-        rendezvous.shutdown()
-    if result is not None and not result.is_failed():
-        return None
-    return agent.cause or Cause(0, ExitCode.WORKER_LOST, "the workers failed without a word")
+    return group.run(HOROVOD_EVERY_S)
 
 
 def _terminate(number: int, _frame: object) -> None:

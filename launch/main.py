@@ -16,7 +16,9 @@ from distrain.errors import DistrainError, ExitCode, UsageError, exit_code_of
 from launch.checkpoint_parser import add_checkpoint, run_checkpoint
 from launch.data_parser import add_data, run_data
 from launch.failure import Cause, TerminatedError, report_of, tell
+from launch.node_range import NodeRange
 from launch.replay_command import add_replay, replay
+from launch.slots import WorkerRange
 
 _PLAN_USAGE = """\
 usage: distrain plan JOB [--workers N] [--seconds S] [--json]
@@ -34,13 +36,19 @@ will take on this machine in time and memory. Nothing is written.
 """
 
 _TRAIN_USAGE = """\
-usage: distrain train JOB [--workers N] [--max-restarts N] [--fresh]
+usage: distrain train JOB [--workers N|MIN:MAX] [--nodes N|MIN:MAX]
+                      [--rendezvous HOST:PORT] [--max-restarts N] [--fresh]
                       [--section.field VALUE ...]
 
-Trains as a TOML job file says, on the workers of this machine.
+Trains as a TOML job file says, on the workers of this machine, or of several.
 
   JOB                    a job file, such as examples/digits.toml
   --workers N            how many workers; one a GPU, or 1, unless given
+  --workers MIN:MAX      starts MAX; goes on with fewer where one is lost again and
+                         again, and with as many as `distrain resize` asks for
+  --nodes MIN:MAX        how many machines there may be, with so many workers each;
+                         start this same command on all of them
+  --rendezvous HOST:PORT where they meet: one of them, and a port that is free there
   --max-restarts N       how often all workers start again when one is lost, from
                          the last checkpoint (10; with one worker 0)
   --fresh                move a run that stands in the run's folder aside
@@ -92,7 +100,11 @@ def _run(arguments: list[str]) -> Cause | None:
     known = parser.parse_args(arguments)
     if known.command == "launch":
         return _launch(known)
-    if known.command == "status":
+    if known.command == "resize":
+        from launch.resizing import resize  # noqa: PLC0415 - for this command alone
+
+        print(resize(known.run, known.workers))
+    elif known.command == "status":
         from launch.status_command import show  # noqa: PLC0415 - for this command alone
 
         show(known.run, as_json=known.json)
@@ -114,14 +126,16 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train as a job file says", add_help=False)
     train.add_argument("job", type=Path, nargs="?")
-    train.add_argument("--workers", type=int)
+    train.add_argument("--workers")
+    train.add_argument("--nodes")
+    train.add_argument("--rendezvous")
     train.add_argument("--max-restarts", type=int)
     train.add_argument("--fresh", action="store_true")
     train.add_argument("-h", "--help", action="store_true")
 
     plan = commands.add_parser("plan", help="say what a job will take here", add_help=False)
     plan.add_argument("job", type=Path, nargs="?")
-    plan.add_argument("--workers", type=int)
+    plan.add_argument("--workers")
     plan.add_argument("--seconds", type=float, default=3.0)
     plan.add_argument("--json", action="store_true")
     plan.add_argument("-h", "--help", action="store_true")
@@ -133,8 +147,14 @@ def _parser() -> argparse.ArgumentParser:
     add_checkpoint(commands.add_parser("checkpoint", help="list, verify and export checkpoints"))
     add_replay(commands.add_parser("replay", help="do a step of a run again, and look at it"))
 
+    resize = commands.add_parser(
+        "resize", help="have a run with --workers MIN:MAX go on with another number of workers"
+    )
+    resize.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    resize.add_argument("workers", type=int, metavar="N", help="from MIN to MAX")
+
     launch = commands.add_parser("launch", help="run a script that uses distrain on workers")
-    launch.add_argument("--workers", type=int, help="workers on this machine (one a GPU, or 1)")
+    launch.add_argument("--workers", help="workers on this machine (one a GPU, or 1)")
     launch.add_argument(
         "--max-restarts", type=int, help="starts again when a worker is lost (default 0)"
     )
@@ -157,12 +177,16 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> Cause | None:
             return None
     if known.job is None:
         raise UsageError(f"train needs a job file\n{_TRAIN_USAGE}")
+    if known.rendezvous is not None and known.nodes is None:
+        raise UsageError("--rendezvous is for several machines: give --nodes MIN:MAX as well")
+    nodes = None if known.nodes is None else NodeRange.parse(known.nodes, known.rendezvous)
     return train_command.train(
         known.job,
-        known.workers,
+        None if known.workers is None else WorkerRange.parse(known.workers),
         overrides,
         fresh=known.fresh,
         max_restarts=_checked_restarts(known.max_restarts),
+        nodes=nodes,
     )
 
 
@@ -177,7 +201,11 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> Cause | None:
     if not 0 <= known.seconds < math.inf:
         raise UsageError(f"--seconds is {known.seconds}; give 0 or more")
     return plan_command.plan(
-        known.job, known.workers, overrides, seconds=known.seconds, as_json=known.json
+        known.job,
+        _fixed_workers(known.workers),
+        overrides,
+        seconds=known.seconds,
+        as_json=known.json,
     )
 
 
@@ -189,6 +217,13 @@ def _replay(parser: argparse.ArgumentParser, arguments: list[str]) -> Cause | No
         arguments, script = arguments[:at], arguments[at + 1 :]
     known, overrides = parser.parse_known_args(arguments)
     return replay(known, overrides, script)
+
+
+def _fixed_workers(given: str | None) -> WorkerRange | None:
+    workers = None if given is None else WorkerRange.parse(given)
+    if workers is not None and workers.is_elastic:
+        raise UsageError(f"--workers is {given}; MIN:MAX is for `distrain train`, give one number")
+    return workers
 
 
 def _checked_restarts(given: int | None) -> int | None:
@@ -206,7 +241,7 @@ def _launch(known: argparse.Namespace) -> Cause | None:
     arguments = ["script", str(known.script), *known.rest]
     return run_workers(
         arguments,
-        check_workers(known.workers),
+        check_workers(_fixed_workers(known.workers)),
         max_restarts=_checked_restarts(known.max_restarts),
         backend=known.backend,
     )

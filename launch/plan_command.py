@@ -11,6 +11,7 @@ from distrain.config import Job
 from distrain.parallel.split import plan_batches, useful_world_sizes
 from launch.failure import Cause
 from launch.local import run_workers
+from launch.slots import WorkerRange
 from launch.status_command import duration
 from launch.train_command import checked_job, resolved
 
@@ -20,7 +21,12 @@ INDENT = " " * 10
 
 
 def plan(
-    path: Path, workers: int | None, overrides: Sequence[str], *, seconds: float, as_json: bool
+    path: Path,
+    workers: WorkerRange | None,
+    overrides: Sequence[str],
+    *,
+    seconds: float,
+    as_json: bool,
 ) -> Cause | None:
     """Tries a job's first steps for about so many seconds, and says what the run will take.
 

@@ -24,13 +24,20 @@ def show(folder: Path, *, as_json: bool) -> None:
 
 def _headline(status: RunStatus) -> str:
     if status.state == RUNNING:
-        return f"running on {status.host}, process {status.pid}"
+        return f"running on {status.host}, process {status.pid}{_workers(status)}"
     if status.state == LOST:
         return "lost: its processes have ended without a word"
     how = f"{status.state}: {status.reason}" if status.reason else status.state
     if status.state == STOPPED and status.reason:
         how = status.reason  # "stopped by SIGTERM" says it all
     return f"{how} (exit code {status.exit_code})"
+
+
+def _workers(status: RunStatus) -> str:
+    if status.workers is None:
+        return ""
+    told = f", {status.workers} worker{'s' * (status.workers != 1)}"
+    return f"{told} of {status.workers_range}" if status.workers_range else told
 
 
 def _details(status: RunStatus) -> list[str]:

@@ -8,22 +8,27 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
+from distrain.coordinator.stops import RESIZE, StoppedError, signal_name
 from distrain.errors import ExitCode
 from launch import fork_server
 from launch.failure import (
     HANDED_ON,
+    STEPPED,
     Cause,
+    TerminatedError,
     first_cause,
     forced_end,
     is_retried,
     read_reports,
     tell,
+    unsaved,
     while_stopping,
 )
 
@@ -32,6 +37,12 @@ SETTLE_S = 0.3
 
 SAVED_SETTLE_S = 1.0
 """After a worker has ended for a stop, all being saved then: time for the others to end as well."""
+
+_ENDING_S = 0.01
+"""Where some have ended, the others are about to."""
+
+ALL_AGAIN = "all workers start again"
+"""What comes after a loss, unless fewer workers go on."""
 
 _SHOW_CURSOR = "\x1b[?25h"
 
@@ -42,16 +53,18 @@ class Supervision:
     Attributes:
         cause: Why the workers failed the last time; None if they never did.
         gives_up: Whether they are not to be started again after that.
+        has_stepped: Whether any start so far has done a step.
     """
 
     def __init__(
         self,
-        processes: Callable[[], Sequence[BaseProcess]],
+        processes: Callable[[], Mapping[int, BaseProcess]],
         kill: Callable[[], None],
         folder: Path,
         *,
         grace_s: float,
         max_restarts: int,
+        on_loss: Callable[[Cause, bool], str] = lambda _cause, _stepped: ALL_AGAIN,
     ) -> None:
         """Takes the signals that are handed on.
 
@@ -60,39 +73,64 @@ class Supervision:
             kill: Kills those that are alive, and waits for their end.
             folder: Takes the workers' reports.
             grace_s: A stop is enforced after so long.
-            max_restarts: How often all workers are started again.
+            max_restarts: How often all workers are started again after one was lost.
+            on_loss: Is told the cause, and whether that start had done a step; says what comes.
         """
         self.cause: Cause | None = None
         self.gives_up = False
+        self.has_stepped = False
         self._processes, self._kill, self._folder = processes, kill, folder
+        self._on_loss = on_loss
+        self._resize_until: float | None = None
         self._grace_s, self._max_restarts, self._restarts = grace_s, max_restarts, 0
         self._asked: int | None = None
+        self._waits = False
         self._asked_at = 0.0
         self._interrupts = 0
         self._told: set[int] = set()
         for number in HANDED_ON:
             signal.signal(number, self._hand_on)
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the launcher was asked to end."""
+        return self._asked is not None
+
     def prepare(self) -> None:
         """Comes before each start."""
         fork_server.start()  # it may have died, and the workers with it
-        for report in self._folder.glob("rank-*.json"):
-            report.unlink()
+        for report in (*self._folder.glob("rank-*.json"), self._folder / STEPPED):
+            report.unlink(missing_ok=True)
+        self._resize_until = None
+
+    def resize(self) -> None:
+        """Has the workers save and end, to be started again: no failure, and no restart either."""
+        if self._asked is None and self._resize_until is None:
+            self._resize_until = time.monotonic() + self._grace_s
+            for process in self._processes().values():
+                _send(process, RESIZE)
 
     def signal_workers(self) -> None:
         """Hands the signal on that has been asked to end by, if there was one."""
-        for process in self._processes():
+        for process in self._processes().values():
             pid = process.pid
             if self._asked is None or pid is None or pid in self._told:
                 continue  # a second Ctrl-C would have another meaning
             self._told.add(pid)
-            if process.is_alive():
-                with suppress(ProcessLookupError):
-                    os.kill(pid, self._asked)
+            _send(process, self._asked)
+
+    def wait(self, most_s: float) -> None:
+        """Returns after so long, or as soon as a worker ends."""
+        processes = self._processes().values()
+        alive = [process.sentinel for process in processes if process.exitcode is None]
+        if len(alive) == len(processes) > 0:
+            connection.wait(alive, timeout=most_s)
+        else:
+            time.sleep(_ENDING_S)
 
     def exit_codes(self) -> dict[int, int]:
         """By rank, of workers that have ended."""
-        codes = {rank: process.exitcode for rank, process in enumerate(self._processes())}
+        codes = {rank: process.exitcode for rank, process in self._processes().items()}
         return {rank: code for rank, code in codes.items() if code is not None}
 
     def have_failed(self) -> bool:
@@ -102,6 +140,10 @@ class Supervision:
             return True
         if self._asked is not None and self._is_overdue():
             self._end(forced_end(self._asked, self._grace_s, enough=self._interrupts > 1))
+            return True
+        until = self._resize_until if self._asked is None else None
+        if until is not None and time.monotonic() > until:
+            self._end(unsaved(self._grace_s))
             return True
         return False
 
@@ -114,12 +156,36 @@ class Supervision:
         """Finds the cause of a failure, and what follows from it."""
         codes = self._settled()
         cause = first_cause(read_reports(self._folder), codes)
+        if cause.goes_on and self._asked is not None:
+            text = str(StoppedError(signal_name(self._asked)))
+            cause = Cause(0, ExitCode.STOPPED, text)
         if self._asked is not None and cause.exit_code == ExitCode.WORKER_LOST:
             cause = while_stopping(cause, self._asked, codes.values())
         self._end(cause)
 
+    def abandon(self, cause: Cause, *, again: bool) -> None:
+        """Ends this start whatever its workers are doing; `again` says if another can follow."""
+        if again:
+            self._end(cause)
+            return
+        self.cause, self.gives_up = cause, True
+        self._kill()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A time without workers, in which a signal ends the launcher itself."""
+        if self._asked is not None:
+            raise TerminatedError(self._asked)
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+
     def _hand_on(self, number: int, _frame: FrameType | None) -> None:
         """Has the workers save and end; a second Ctrl-C has them end at once."""
+        if self._waits:
+            raise TerminatedError(number)
         self._interrupts += number == signal.SIGINT
         if self._asked is None:
             self._asked, self._asked_at = number, time.monotonic()
@@ -137,8 +203,9 @@ class Supervision:
         while True:
             codes = self.exit_codes()
             limit_s = SAVED_SETTLE_S if ExitCode.STOPPED in codes.values() else SETTLE_S
-            all_ended = len(codes) == len(self._processes())
-            if all_ended or self._is_overdue() or time.monotonic() - since > limit_s:
+            # One that was killed has failed for want of nobody.
+            is_clear = len(codes) == len(self._processes()) or -signal.SIGKILL in codes.values()
+            if is_clear or self._is_overdue() or time.monotonic() - since > limit_s:
                 return {rank: code for rank, code in codes.items() if code}
             time.sleep(0.01)
 
@@ -146,15 +213,26 @@ class Supervision:
         """Kills all, and says whether they start again."""
         self.cause = cause
         self._kill()
+        stepped = (self._folder / STEPPED).exists()
+        self.has_stepped = self.has_stepped or stepped
         if sys.stdout.isatty():  # a killed worker's progress bar has hidden it
             tell(_SHOW_CURSOR, sys.stdout)
+        if cause.goes_on and self._asked is None:
+            tell(f"distrain: {cause.text}\n", sys.stderr)
+            return
         if self._asked is not None or not is_retried(cause) or self._restarts == self._max_restarts:
             self.gives_up = True
             return
         self._restarts += 1
         tell(
             f"distrain (rank {cause.rank}): {cause.text}\n"
-            f"distrain: all workers start again (restart {self._restarts} of "
+            f"distrain: {self._on_loss(cause, stepped)} (restart {self._restarts} of "
             f"{self._max_restarts})\n",
             sys.stderr,
         )
+
+
+def _send(process: BaseProcess, number: int) -> None:
+    if process.pid is not None and process.is_alive():
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,11 +16,13 @@ from distrain.config import Job
 from distrain.coordinator.generation import mark_in
 from distrain.coordinator.run_layout import FAILED, LOCK, RUNNING, STATUS, STOPPED
 from distrain.coordinator.stops import StoppedError
-from distrain.errors import ExitCode, UsageError
+from distrain.errors import ExitCode
 from distrain.job_file import job_tables, job_toml, override, read_job, with_folder
-from distrain.parallel.split import plan_batches
-from launch.failure import Cause, TerminatedError
+from distrain.parallel.split import BatchPlan, plan_batches
+from launch.failure import Cause, TerminatedError, tell
 from launch.local import run_workers
+from launch.node_range import NodeRange
+from launch.slots import WorkerRange
 
 MOST_RESTARTS = 10
 """How often several workers are started again after one is lost, unless the command says."""
@@ -27,23 +30,26 @@ MOST_RESTARTS = 10
 
 def train(
     path: Path,
-    workers: int | None,
+    workers: WorkerRange | None,
     overrides: Sequence[str],
     *,
     fresh: bool,
     max_restarts: int | None = None,
+    nodes: NodeRange | None = None,
 ) -> Cause | None:
     """Checks the job as far as can be done without starting it, then runs it.
 
     Several workers are started again up to ten times when one is lost, unless said otherwise.
+    With `nodes`, `workers` are those of each machine.
 
     Raises:
         UsageError, ConfigError, DataError: the job can't be run; nothing was started.
     """
-    job, size = checked_job("train", path, workers, overrides)
+    job, plan, wanted = planned_job("train", path, workers, overrides)
+    size = fitting_workers(plan, wanted, nodes)
     with resolved(job) as file:
         before = mark_in(Path(str(job.run.dir)))
-        if max_restarts is None and size > 1:
+        if max_restarts is None and (size.most > 1 or nodes is not None):
             max_restarts = MOST_RESTARTS
         try:
             cause = run_workers(
@@ -52,6 +58,8 @@ def train(
                 max_restarts=max_restarts,
                 grace_s=job.run.grace_s,
                 backend=job.parallel.backend,
+                run=Path(str(job.run.dir)),
+                nodes=nodes,
             )
         except KeyboardInterrupt:
             cause = _stopped_at_start("SIGINT")
@@ -63,17 +71,47 @@ def train(
 
 
 def checked_job(
-    command: str, path: Path, workers: int | None, overrides: Sequence[str]
+    command: str, path: Path, workers: WorkerRange | None, overrides: Sequence[str]
 ) -> tuple[Job, int]:
     """A job with its overrides, and the number of workers, as far as can be checked at once.
 
     Raises:
         UsageError, ConfigError, DataError: the job can't be run.
     """
+    job, plan, size = planned_job(command, path, workers, overrides)
+    plan.check_world_size(size.most)
+    return job, size.most
+
+
+def planned_job(
+    command: str, path: Path, workers: WorkerRange | None, overrides: Sequence[str]
+) -> tuple[Job, BatchPlan, WorkerRange]:
+    """A job with its overrides, its batches, and the numbers of workers, not held against them.
+
+    Raises:
+        UsageError, ConfigError, DataError: the job can't be run.
+    """
     job = with_folder(override(read_job(path), overrides, prog=f"distrain {command} {path}"), path)
-    size = check_workers(workers)
-    check_job(job, size)
-    return job, size
+    return job, check_job(job), check_workers(workers)
+
+
+def fitting_workers(plan: BatchPlan, workers: WorkerRange, nodes: NodeRange | None) -> WorkerRange:
+    """As many as there are micro-batches for; a machine's share of them where there are several.
+
+    Raises:
+        ConfigError: even the fewest are too many.
+    """
+    plan.check_world_size(workers.least * (1 if nodes is None else nodes.least))
+    if nodes is not None:
+        plan.check_world_size(workers.most * nodes.most)
+        return workers
+    most = min(workers.most, plan.num_micro_batches)
+    if most < workers.most:
+        tell(
+            f"distrain: of {workers} workers {most} are started, one for each micro-batch\n",
+            sys.stderr,
+        )
+    return WorkerRange(workers.least, most)
 
 
 @contextmanager
@@ -89,27 +127,22 @@ def _stopped_at_start(reason: str) -> Cause:
     return Cause(0, ExitCode.STOPPED, str(StoppedError(reason)))
 
 
-def check_workers(workers: int | None) -> int:
-    """The number of workers: as given, else one a GPU, else 1.
-
-    Raises:
-        UsageError: it is below 1.
-    """
+def check_workers(workers: WorkerRange | None) -> WorkerRange:
+    """The numbers of workers: as given, else one a GPU, else 1."""
     if workers is None:
         import torch  # noqa: PLC0415 - only needed to count GPUs
 
-        return max(1, torch.cuda.device_count())
-    if workers < 1:
-        raise UsageError(f"--workers is {workers}; at least 1 is needed")
+        count = max(1, torch.cuda.device_count())
+        return WorkerRange(count, count)
     return workers
 
 
-def check_job(job: Job, workers: int) -> None:
-    """Holds a job against its data and the number of workers.
+def check_job(job: Job) -> BatchPlan:
+    """Holds a job against its data; its batches.
 
     Raises:
         DataError: the data set, a part or a column is missing.
-        ConfigError: the sizes don't fit each other, or there are more workers than micro-batches.
+        ConfigError: the sizes don't fit each other.
     """
     root = Path(job.data.path)
     manifest = read_manifest(root)
@@ -121,13 +154,12 @@ def check_job(job: Job, workers: int) -> None:
         if column not in names:
             raise DataError(f"{root} has no column {column!r}; it has {names}")
     training = job.training
-    plan = plan_batches(
+    return plan_batches(
         manifest.parts[job.data.train].rows,
         training.global_batch,
         training.micro_batch,
         training.last_batch,
     )
-    plan.check_world_size(workers)
 
 
 def note_failure(folder: Path, cause: Cause) -> None:

@@ -23,6 +23,7 @@ from launch import fork_server, tied
 from launch.failure import (
     HANDED_ON,
     REPORTS,
+    STEPPED,
     Report,
     TerminatedError,
     report_of,
@@ -114,6 +115,10 @@ class _Launched:
         report = report_of(error, self._rank, time.monotonic_ns())
         write_report(Path(os.environ[REPORTS]), report)
 
+    def stepped(self) -> None:
+        """Leaves a mark."""
+        (Path(os.environ[REPORTS]) / STEPPED).touch()
+
 
 class Alone:
     """The word of a worker that works in its launcher's process."""
@@ -125,9 +130,17 @@ class Alone:
         """Shows the error."""
         tell(f"distrain: {error}\n", sys.stderr)
 
+    def stepped(self) -> None:
+        """Nobody starts it again."""
+
 
 def work(
-    arguments: Sequence[str], launcher: int, search_path: Sequence[str], settings: Mapping[str, str]
+    arguments: Sequence[str],
+    launcher: int,
+    search_path: Sequence[str],
+    settings: Mapping[str, str],
+    slots: Sequence[int] = (),
+    told: Mapping[str, str] | None = None,
 ) -> None:
     """A worker's process, from its begin: dies with the launcher, and leaves a report if it fails.
 
@@ -136,11 +149,17 @@ def work(
         launcher: The launcher's process, which is told of signals that come to this one.
         search_path: Where Python looks for modules.
         settings: The launcher's `fork_server.settings`.
+        slots: By local rank, which of this machine's places for workers, and so which of its
+            devices, is whose; each its own unless given.
+        told: Variables that the launcher has for this start.
     """
     preloaded = os.getpid() != tied.FORK_SERVER
     die_with_parent(tied.FORK_SERVER if preloaded else os.getppid())
     os.setsid()  # Ctrl-C in a terminal is for the launcher, which hands it on
     rank = int(os.environ.get("HOROVOD_RANK") or os.environ["RANK"])
+    os.environ.update(told or {})
+    if slots:
+        os.environ["LOCAL_RANK"] = str(slots[int(os.environ["LOCAL_RANK"])])
     name_process(f"distrain-r{rank}")
     sys.path[:] = search_path
     fork_server.restore(settings)

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Self
 
@@ -68,10 +68,12 @@ class Started:
         cwd: Path | None = None,
         stderr: IO[str] | int = subprocess.PIPE,
         environment: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
     ) -> None:
+        """`within` is a command that the command is started by, and becomes."""
         self.began = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "launch.main", *map(str, arguments)],
+            [*within, sys.executable, "-m", "launch.main", *map(str, arguments)],
             cwd=cwd,
             env=clean_environment() | dict(environment or {}),
             stdout=subprocess.DEVNULL,
@@ -150,7 +152,7 @@ def rank_of(process: psutil.Process) -> int | None:
 def train(
     digits: Path,
     folder: Path,
-    workers: int,
+    workers: int | str,
     *more: object,
     stderr: IO[str] | int = subprocess.PIPE,
 ) -> Started:
@@ -160,13 +162,18 @@ def train(
 
 
 def train_faulty(
-    digits: Path, folder: Path, workers: int, *more: object, **environment: str
+    digits: Path,
+    folder: Path,
+    workers: int | str,
+    *more: object,
+    within: Sequence[str] = (),
+    **environment: str,
 ) -> Started:
     """Starts the job of the faulty model, from the folder that its module lies in."""
     job = folder.with_name("faulty.toml")
     job.write_text(FAULTY_JOB.format(digits=digits))
     arguments = ("train", job, "--run.dir", folder, "--workers", workers, *more)
-    return Started(*arguments, cwd=PROGRAMS, environment=environment)
+    return Started(*arguments, cwd=PROGRAMS, environment=environment, within=within)
 
 
 @functools.cache
@@ -176,9 +183,9 @@ def unbroken(digits: Path, *more: object) -> Outcome:
 
 
 @functools.cache
-def unbroken_faulty(digits: Path) -> Outcome:
+def unbroken_faulty(digits: Path, *more: object) -> Outcome:
     """The outcome of the faulty model's job where nothing happens, on one worker."""
-    return _undisturbed(lambda folder: train_faulty(digits, folder, 1))
+    return _undisturbed(lambda folder: train_faulty(digits, folder, 1, *more))
 
 
 def _undisturbed(start: Callable[[Path], Started]) -> Outcome:

@@ -20,7 +20,8 @@ def test_the_tree_has_every_file(folder: str) -> None:
     assert own_files(folder) - named == set()
 
 
-GUIDES = ["README.md", "docs/numerics.md", "docs/parallel.md", "docs/metrics.md"]
+NAMES = ["numerics", "parallel", "metrics", "elastic"]
+GUIDES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 
 
 @pytest.mark.parametrize("guide", GUIDES)

@@ -76,6 +76,9 @@ def environment_of(
     notes = [("unlike_workers", text) for text in unlike]
     if before and (changed := changes(before, mine)):
         notes.append(("environment", change_text(changed)))
+    size_before = before.get("world_size", world.size)
+    if size_before != world.size:
+        notes.append(("workers", f"the number of workers is {world.size} now, was {size_before}"))
     return {**mine, "world_size": world.size}, notes
 
 

@@ -44,18 +44,20 @@ class EventLog:
         check: Callable[[], None] | None = None,
         *,
         times_back: int = 0,
+        epochs: int | None = None,
     ) -> None:
         """Starts the file anew, or cuts it back to what a run that goes on from `step` has done.
 
-        `times_back` is how often it has gone back until then. `check` is asked whether this start
-        may still write, where somebody else has written.
+        `times_back` is how often it has gone back until then; of epochs so many are behind it, all
+        that the log tells of unless given. `check` is asked whether this start may still write,
+        where somebody else has written.
         """
         self._path, self._check = folder / EVENTS, check
         self._pending, self._failing = b"", False
         self._times_back = times_back
         try:
             if (step or times_back) and self._path.exists():
-                cut_back(self._path, step, times_back)
+                cut_back(self._path, step, times_back, epochs)
             else:
                 write_whole(self._path, b"")
             self._file = self._path.open("ab", buffering=0)

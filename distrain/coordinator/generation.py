@@ -7,6 +7,7 @@ its own, and a process that finds another's has to end.
 
 import os
 import re
+import socket
 import uuid
 from pathlib import Path
 
@@ -15,6 +16,15 @@ from data_pipeline.errors import StorageError
 from distrain.coordinator.run_layout import GENERATION
 from distrain.coordinator.stops import BEGAN
 from distrain.errors import ConfigError
+
+LAUNCH = "DISTRAIN_LAUNCH"
+"""Environment variable: a name of the launch that the launchers of several machines share."""
+
+WORKERS = "DISTRAIN_WORKERS"
+"""Environment variable: the numbers of workers that the launcher may be asked for, as MIN:MAX."""
+
+HAS_STEPPED = "DISTRAIN_HAS_STEPPED"
+"""Environment variable: set where the launch's run has done steps before this start."""
 
 _MARK = re.compile(r"(\d{1,18}) [0-9a-f]{32}\b")
 _MOST_BYTES = 300
@@ -68,9 +78,32 @@ def is_restart(folder: Path) -> bool:
     """Whether the workers were started again by the launcher that made the newest start, too."""
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         return False
-    return mark_in(folder).partition(" ")[2].partition(" ")[2] == _launch()
+    return launch_in(folder) == _launch()
+
+
+def launch_in(folder: Path) -> str:
+    """What tells the launch that made the newest start from others; empty where there was none."""
+    return mark_in(folder).partition(" ")[2].partition(" ")[2]
+
+
+def refuse_stranger(folder: Path) -> None:
+    """Refuses a folder that a run which is going on has not been in: it would begin anew.
+
+    After the loss of a machine another's worker may be rank 0, and its disk another one.
+
+    Raises:
+        ConfigError: this launch's run has done steps, and the folder's newest start isn't its.
+    """
+    if HAS_STEPPED in os.environ and launch_in(folder) != _launch():
+        host = socket.gethostname()
+        raise ConfigError(
+            f"the run goes on with rank 0 on {host}, and {folder} is not its folder there, or not "
+            "any more: put run.dir on a disk that all machines share, then run the same command "
+            "again where the run's folder is"
+        )
 
 
 def _launch() -> str:
     """What tells one launch from another: our launcher's begin, or the name that torchrun has."""
-    return os.environ.get(BEGAN) or os.environ.get("TORCHELASTIC_RUN_ID", "")
+    own = os.environ.get(LAUNCH) or os.environ.get(BEGAN)
+    return own or os.environ.get("TORCHELASTIC_RUN_ID", "")

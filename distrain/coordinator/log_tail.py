@@ -15,11 +15,14 @@ _NO_SCORES = (
 """What else an epoch's line has."""
 
 
-def cut_back(path: Path, step: int, times_back: int = 0) -> None:
+def cut_back(path: Path, step: int, times_back: int = 0, epochs: int | None = None) -> None:
     """Cuts a log after its last whole line of a step up to `step`, before any of a later one.
 
     A checkpoint is told of when it is written: that may be some steps later. And a run that has
     gone back comes to a step again: `times_back` is how often it had, until then.
+
+    An epoch's line is taken out where the run that goes on has fewer `epochs` behind: it stands
+    before that epoch's evaluation, which comes again.
 
     Raises:
         OSError: it can't be read or cut.
@@ -36,8 +39,32 @@ def cut_back(path: Path, step: int, times_back: int = 0) -> None:
             kept = kept or end
             if event["event"] == "step":
                 break
-        file.truncate(kept)
+        stray, after = _epochs_beyond(file, kept, epochs)
+        file.truncate(kept if stray is None else stray)
+        file.seek(0, os.SEEK_END)
+        file.write(after)
+        file.flush()
         os.fsync(file.fileno())
+
+
+def _epochs_beyond(file: BinaryIO, stop: int, epochs: int | None) -> tuple[int | None, bytes]:
+    """Where the first line before `stop` begins that tells of an epoch beyond; what stays after it.
+
+    They follow the last step's line.
+    """
+    found: int | None = None
+    kept, after = b"", b""
+    for line, end in lines_from_end(file):
+        if epochs is None or end > stop:
+            continue
+        event = json.loads(line)
+        if event["event"] == "step":
+            break
+        if event["event"] == "epoch" and event["epoch"] > epochs:
+            found, after = end - len(line), kept
+        else:
+            kept = line + kept
+    return found, after
 
 
 def lines_from_end(file: BinaryIO) -> Iterator[tuple[bytes, int]]:

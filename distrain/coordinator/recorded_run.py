@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import StorageError
-from distrain.coordinator.generation import is_restart
+from distrain.coordinator.generation import is_restart, refuse_stranger
 from distrain.coordinator.recording import Recording
 from distrain.coordinator.run_folder import RunFolder
 from distrain.coordinator.stops import StoppedError
@@ -37,6 +37,7 @@ def open_recording(
     with ExitStack() as stack:
         held: RunFolder | None = None
         if world.rank == 0 and folder is not None:
+            refuse_stranger(Path(folder))
             held = stack.enter_context(
                 RunFolder(folder, identity, fresh=fresh and not is_restart(Path(folder)))
             )

@@ -26,6 +26,7 @@ from distrain.coordinator.run_folder import RunFolder, load_model
 from distrain.coordinator.run_layout import DONE, EVENTS, FAILED, RESULT, STOPPED
 from distrain.coordinator.run_state import RunState, record_from_json
 from distrain.coordinator.score_lines import INDENT, score_lines
+from distrain.coordinator.stops import tell_of_first_step
 from distrain.coordinator.tensorboard_log import TensorBoardLog
 from distrain.errors import BadStepError, ConfigError, ExitCode, exit_code_of
 from distrain.parallel.communicator import broadcast_bytes
@@ -56,6 +57,7 @@ class Recording:
         self.folder, self._world, self._job, self._show = folder, world, job, show
         self._prometheus_port = prometheus_port
         self._observers = list(observers)
+        self._has_stepped = False
         self._state, self._planned, self._steps = RunState(), 0, 0
         self._began = time.monotonic()
 
@@ -125,7 +127,13 @@ class Recording:
                 self.folder.begin(self._job, environment, epochs, self._steps, goes_on=goes_on)
                 check = self.folder.check_generation
                 self._observers.append(
-                    EventLog(self.folder.path, step, check, times_back=times_back)
+                    EventLog(
+                        self.folder.path,
+                        step,
+                        check,
+                        times_back=times_back,
+                        epochs=len(state.epochs),
+                    )
                 )
                 self._observers.append(TensorBoardLog(self.folder.path, step if goes_on else None))
             if self._show:
@@ -149,6 +157,9 @@ class Recording:
 
     def step(self, result: StepResult, state: RunState) -> None:
         """A step was done, and `state` is the run's after it."""
+        if not self._has_stepped:
+            tell_of_first_step()
+            self._has_stepped = True
         self._state = state
         for observer in self._observers:
             observer.step(result)

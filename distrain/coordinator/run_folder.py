@@ -18,7 +18,7 @@ from safetensors.torch import save as save_safetensors
 
 from data_pipeline.durable import write_whole
 from data_pipeline.errors import DataError, StorageError
-from distrain.coordinator.generation import Generation
+from distrain.coordinator.generation import WORKERS, Generation
 from distrain.coordinator.run_layout import (
     CHECKPOINTS,
     ENVIRONMENT,
@@ -53,6 +53,7 @@ class RunFolder:
         self.path = Path(path)
         self._identity = dict(identity)
         self._generation: Generation | None = None
+        self._workers: int | None = None
         self._open()
         if fresh and (self.path / JOB).exists():
             self._move_aside()
@@ -174,6 +175,7 @@ class RunFolder:
         From here on an earlier start that is still alive may not write any more.
         """
         self._generation = Generation(self.path)
+        self._workers = environment["world_size"]
         (self.path / RESULT).unlink(missing_ok=True)
         for left in self.path.glob(f"{CHECKPOINTS}/.step-*.partial"):
             shutil.rmtree(left, ignore_errors=True)
@@ -206,7 +208,8 @@ class RunFolder:
     def _start(self) -> dict[str, Any]:
         """Who writes: `starts` counts how often the run was started, also by its launcher."""
         started = 0 if self._generation is None else self._generation.number
-        return {"starts": started, "pid": os.getpid(), "host": socket.gethostname()}
+        who = {"pid": os.getpid(), "host": socket.gethostname(), "workers": self._workers}
+        return {"starts": started, **who, "workers_range": os.environ.get(WORKERS)}
 
     def write_result(self, model: torch.nn.Module) -> Path:
         """Writes the model's state to `model.safetensors`."""

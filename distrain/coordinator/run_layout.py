@@ -12,6 +12,7 @@ TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
 LOCK = "lock"
 GENERATION = "generation"
+RESIZE = "resize.json"
 
 RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
 

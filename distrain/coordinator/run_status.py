@@ -43,6 +43,8 @@ class RunStatus:
         epoch: The epoch in hand, or the last one done, of `epochs`; counted from 1.
         starts: How often it was started.
         pid: Of rank 0, on `host`.
+        workers: How many there are, or were at the end; None where that was not noted.
+        workers_range: How many there may be, as MIN:MAX; None where their number is fixed.
         checkpoint_step: The newest checkpoint's; None without one. It is not verified here.
         loss: Of the last step.
         steps_per_s: Over the last steps of this start.
@@ -61,6 +63,8 @@ class RunStatus:
     starts: int
     pid: int
     host: str
+    workers: int | None
+    workers_range: str | None
     checkpoint_step: int | None
     loss: float | None
     steps_per_s: float | None
@@ -103,6 +107,8 @@ def read_status(folder: Path) -> RunStatus:
         starts=int(told.get("starts", 0)),
         pid=int(told.get("pid", 0)),
         host=str(told.get("host", "")),
+        workers=told.get("workers"),
+        workers_range=told.get("workers_range"),
         checkpoint_step=max(steps_in(folder / CHECKPOINTS), default=None),
         loss=last.get("loss"),
         steps_per_s=speed,

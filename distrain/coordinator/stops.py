@@ -25,11 +25,17 @@ WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 RELAY = int(signal.SIGRTMIN) + 5
 """Another worker was asked: it will say so with its next step, unless none ends in time."""
 
+RESIZE = int(signal.SIGRTMIN) + 6
+"""The launcher asks its workers to save and end: it starts another number of them at once."""
+
 TIME_LIMIT = 1000
 """The flag for `max_time_s`; that of a signal is its number."""
 
 BEGAN = "DISTRAIN_BEGAN"
 """Environment variable: when the launcher began, as `began_now` has it."""
+
+OTHER_SIZE = "a change of the number of workers"
+"""The reason of a stop after which the launcher goes on by itself."""
 
 _END = b"\0"
 
@@ -42,8 +48,15 @@ class StoppedError(SystemExit):
         super().__init__(int(ExitCode.STOPPED))
         self.reason = reason
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the launcher starts the workers again at once, in another number."""
+        return self.reason == OTHER_SIZE
+
     def __str__(self) -> str:
         """Says what happened, and what to do."""
+        if self.goes_on:
+            return "all is saved, to go on with another number of workers"
         return f"stopped by {self.reason}, with everything saved: run the same command to go on"
 
 
@@ -82,6 +95,8 @@ def signal_name(number: int) -> str:
     """A signal's name for a person."""
     if number == RELAY:
         return "a signal to another worker"
+    if number == RESIZE:
+        return OTHER_SIZE
     try:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal has no name
@@ -146,7 +161,7 @@ class StopWatch:
         if self._signals and threading.current_thread() is threading.main_thread():
             before = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
             self._stack.callback(signal.set_wakeup_fd, before)
-            handed_on = {*self._signals, RELAY}
+            handed_on = {*self._signals, RELAY, RESIZE}
             for number in handed_on:
                 self._stack.callback(signal.signal, number, signal.signal(number, self._noted))
             # The launcher's workers begin with these blocked: what has come meanwhile comes now.
@@ -187,6 +202,16 @@ class StopWatch:
         if max(self._interrupts_noted, self._interrupts) > 1:
             raise InterruptedAgainError
 
+    def _asked_for(self, heard: bytes) -> int:
+        """The signal that counts of some; one that ends the run before another number of workers.
+
+        0 where none does, or the flag is up for one already.
+        """
+        found = next((number for number in heard if number in self._signals), 0)
+        if not found and not self.flag and RESIZE in heard:
+            return RESIZE
+        return found if self.flag in (0, RESIZE) else 0
+
     def _watch(self, deadline: float | None) -> None:
         give_up: float | None = None
         while True:
@@ -196,7 +221,7 @@ class StopWatch:
                 heard = self._ear.recv(256)
                 if _END in heard or not heard:
                     return
-                asked = next((number for number in heard if number in self._signals), 0)
+                asked = self._asked_for(heard)
                 self._interrupts += heard.count(signal.SIGINT)
                 if RELAY in heard and not self.flag and give_up is None:
                     give_up = time.monotonic() + self._grace_s / 2
@@ -208,10 +233,11 @@ class StopWatch:
                     if not self._handled:
                         self._save_last(reason_of([self.flag]) or signal_name(RELAY))
                 continue
-            if asked and not self.flag:
+            if asked and asked != self.flag:
                 self.flag, deadline = asked, None
                 give_up = time.monotonic() + self._grace_s / 2
-                for launch in () if self._handled else _launch:
+                # The other signal comes from the launcher, to all its workers.
+                for launch in () if self._handled or asked == RESIZE else _launch:
                     launch.asked()
 
 
@@ -226,6 +252,10 @@ class Launch(Protocol):
         """The process ends at once, by this error."""
         ...
 
+    def stepped(self) -> None:
+        """This start has done its first step."""
+        ...
+
 
 _launch: list[Launch] = []
 
@@ -233,6 +263,12 @@ _launch: list[Launch] = []
 def answer_to(launch: Launch) -> None:
     """From now on this is told; without one, nobody is."""
     _launch[:] = [launch]
+
+
+def tell_of_first_step() -> None:
+    """Has the launcher know that this start goes on from where the last one was lost."""
+    for launch in _launch:
+        launch.stepped()
 
 
 def end_process(error: BaseException) -> NoReturn:

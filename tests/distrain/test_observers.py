@@ -202,6 +202,26 @@ def test_a_log_is_cut_back_to_the_resumed_step(steps: int, cut: int, late: int, 
         assert path.read_bytes() == (b"".join([whole[0], *kept]) if kept else b"")
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_epoch_whose_evaluation_comes_again_is_told_once(tmp_path: Path, times: int) -> None:
+    def line(event: str, **fields: object) -> bytes:
+        return json.dumps({"event": event, **fields}).encode() + b"\n"
+
+    path = tmp_path / "events.jsonl"
+    before = [line("step", step=6), line("epoch", step=6, epoch=1), line("step", step=7)]
+    before += [line("step", step=12), line("checkpoint", step=12), line("resume", step=12)]
+    starts = (line("begin"), line("resume", step=12))
+    told = [line("epoch", step=12, epoch=2), *starts] * times
+    path.write_bytes(b"".join([*before, *told, line("epoch", step=12, epoch=2)]))
+    cut_back(path, 12, epochs=1)
+    assert path.read_bytes() == b"".join([*before, *starts * times])
+    cut_back(path, 12, epochs=1)
+    assert path.read_bytes() == b"".join([*before, *starts * times])
+    path.write_bytes(b"".join([*before, *told]))
+    cut_back(path, 12, epochs=2)
+    assert path.read_bytes() == b"".join([*before, *told])
+
+
 def test_an_orphan_finds_that_another_writes_to_its_log(tmp_path: Path) -> None:
     def superseded() -> None:
         raise ConfigError("a newer start")

@@ -392,6 +392,9 @@ class Listener:
     def ends(self, error: BaseException) -> None:
         raise AssertionError(error)
 
+    def stepped(self) -> None:
+        raise AssertionError
+
 
 def test_a_worker_that_is_asked_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distrain.coordinator.stops._launch", [])

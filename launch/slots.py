@@ -1,0 +1,105 @@
+"""Which of a machine's places for workers are taken, and which are given up: plain values alone.
+
+A place is a number from 0; it stands for a device where there are any, so a worker keeps its place
+though its rank moves up.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from distrain.errors import UsageError
+
+
+@dataclass(frozen=True)
+class WorkerRange:
+    """How many workers a machine may have: `MIN:MAX`, or one number for both."""
+
+    least: int
+    most: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From the command line.
+
+        Raises:
+            UsageError: it is no such range, or a number is below 1.
+        """
+        first, colon, second = text.partition(":")
+        least, most = first.strip(), (second if colon else first).strip()
+        if not (least.isdecimal() and most.isdecimal()):
+            raise UsageError(f"--workers is {text!r}; give a number, or MIN:MAX such as 1:4")
+        found = cls(int(least), int(most))
+        if found.least < 1:
+            raise UsageError(f"--workers is {text}; at least 1 is needed")
+        if found.most < found.least:
+            raise UsageError(f"--workers is {text}; MIN:MAX has the smaller number first")
+        return found
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number may change while a run goes on."""
+        return self.least < self.most
+
+    def __str__(self) -> str:
+        """As on the command line."""
+        return f"{self.least}:{self.most}" if self.is_elastic else str(self.least)
+
+
+class Slots:
+    """The places that workers are started in, the next time and now.
+
+    Attributes:
+        range: How many there may be.
+        taken: By local rank, the place of each worker of this start.
+    """
+
+    def __init__(self, workers: WorkerRange) -> None:
+        """Takes as many as there may be."""
+        self.range = workers
+        self._next = list(range(workers.most))
+        self._given_up: list[int] = []
+        self._lost: set[int] = set()
+        self.taken: Sequence[int] = tuple(self._next)
+
+    def __len__(self) -> int:
+        """How many workers the next start has."""
+        return len(self._next)
+
+    def begin(self) -> Sequence[int]:
+        """A start: the workers are where they were last meant to be."""
+        self.taken = tuple(self._next)
+        return self.taken
+
+    def lose(self, local_rank: int, *, stepped: bool) -> int | None:
+        """A worker of this start is lost: the place that is given up for it, None where none is.
+
+        One that is lost has another try. Lost again with no step done in between, its device or
+        its memory is gone: the others go on without it, unless they would be fewer than `least`.
+
+        Args:
+            local_rank: Whose place.
+            stepped: Whether this start had done a step.
+        """
+        place = self.taken[local_rank]
+        again = place in self._lost and not stepped
+        self._lost = {place} | (set() if stepped else self._lost)
+        if not again or place not in self._next or len(self._next) == self.range.least:
+            return None
+        self._lost.discard(place)
+        self._next.remove(place)
+        self._given_up.append(place)
+        return place
+
+    def resize(self, workers: int) -> None:
+        """The next start has so many; a place that was given up is the last to be taken again.
+
+        Raises:
+            UsageError: the range doesn't have this number.
+        """
+        if not self.range.least <= workers <= self.range.most:
+            raise UsageError(f"{workers} workers are asked for; the run may have {self.range}")
+        free = [place for place in range(self.range.most) if place not in self._next]
+        free.sort(key=lambda place: (place in self._given_up, place))
+        self._next = sorted([*self._next[:workers], *free[: max(0, workers - len(self._next))]])
+        self._given_up = [place for place in self._given_up if place not in self._next]

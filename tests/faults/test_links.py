@@ -1,0 +1,80 @@
+"""The link between two machines is cut, for a while and for good: the weights are the same."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.hosts import ADDRESSES, Hosts, linked_hosts, why_not
+from tests.run_folders import last_step, named, outcome, status
+from tests.started import Started, random_moments, train_faulty, unbroken_faulty
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"no network namespaces here: {why_not()}")
+
+# Steps are slow, so that none of it ends before its time; the rest is done at once in the end.
+JOB = ("--training.epochs", 60)
+PLACE = f"{ADDRESSES[0]}:29400"
+WHILE_S = 1.0
+NOTICED_S = 30.0
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    with linked_hosts() as hosts:
+        yield hosts
+
+
+def node(hosts: Hosts, host: int, digits: Path, folder: Path) -> Started:
+    more = ("--nodes", "1:2", "--rendezvous", PLACE)
+    return train_faulty(digits, folder, 1, *JOB, *more, within=hosts.on(host), STEP_S="0.1")
+
+
+def until_both(first: Started, folder: Path) -> None:
+    """Waits until both hosts work, and there is a checkpoint."""
+    first.until(lambda: last_step(folder) > 10 and status(folder)["workers"] == 2)
+
+
+def test_a_link_that_is_cut_for_a_while_costs_that_while_alone(
+    hosts: Hosts, digits: Path, tmp_path: Path
+) -> None:
+    moments, folder = random_moments(), tmp_path / "run"
+    with node(hosts, 0, digits, folder) as first, node(hosts, 1, digits, folder) as second:
+        until_both(first, folder)
+        starts = status(folder)["starts"]
+        for _ in range(2):
+            goal = last_step(folder) + moments.randint(1, 10)
+            first.until(lambda: last_step(folder) > goal)  # noqa: B023 - it is called here
+            hosts.cut()
+            time.sleep(WHILE_S)
+            hosts.mend()
+        goal = last_step(folder) + 3
+        first.until(lambda: last_step(folder) > goal)
+        assert status(folder)["starts"] == starts
+        second.process.terminate()
+        assert (first.ends(), second.ends()) == (75, 75), first.said + second.said
+    assert "restart" not in first.said
+    with train_faulty(digits, folder, 1, *JOB) as rest:
+        assert (rest.ends(), rest.said) == (0, "")
+    assert outcome(folder) == unbroken_faulty(digits, *JOB)
+
+
+def test_where_a_link_is_cut_for_good_one_side_goes_on_and_the_other_ends(
+    hosts: Hosts, digits: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with node(hosts, 0, digits, folder) as first, node(hosts, 1, digits, folder) as second:
+        until_both(first, folder)
+        resumed = len(named(folder, "resume"))
+        hosts.cut()
+        began = time.monotonic()
+        assert second.ends() == 69, second.said
+        assert f"the rendezvous at {PLACE} is lost, or can't be reached" in second.said
+        assert time.monotonic() - began < NOTICED_S
+        first.until(lambda: len(named(folder, "resume")) > resumed)
+        assert "a machine was lost: it has said nothing for 5 s" in first.said
+        first.process.terminate()
+        assert first.ends() == 75, first.said
+    with train_faulty(digits, folder, 1, *JOB) as rest:
+        assert (rest.ends(), rest.said) == (0, "")
+    assert outcome(folder) == unbroken_faulty(digits, *JOB)

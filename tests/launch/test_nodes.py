@@ -1,0 +1,141 @@
+"""Runs over several launchers, as on several machines: they come and die, the bits are the same."""
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.run_folders import last_step, named, outcome, status
+from tests.started import Started, is_training, train_faulty, unbroken_faulty
+
+# Steps are slow, so that no run ends before its time; the rest is done at once in the end.
+JOB = ("--training.epochs", 60)
+BOUNDED_S = 30.0
+
+
+@pytest.fixture
+def place() -> str:
+    """A port of loopback that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def node(digits: Path, folder: Path, place: str, nodes: str) -> Started:
+    more = ("--nodes", nodes, "--rendezvous", place)
+    return train_faulty(digits, folder, 1, *JOB, *more, STEP_S="0.1")
+
+
+def expect_the_same_in_the_end(digits: Path, folder: Path) -> None:
+    with train_faulty(digits, folder, 1, *JOB) as rest:
+        assert (rest.ends(), rest.said) == (0, "")
+    assert outcome(folder) == unbroken_faulty(digits, *JOB)
+
+
+def until_keeps(first: Started, place: str) -> None:
+    """Waits until the first launcher keeps the rendezvous: it listens."""
+    host, _, port = place.partition(":")
+
+    def answers() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex((host, int(port))) == 0
+
+    first.until(answers)
+
+
+def workers_now(folder: Path) -> int:
+    return int(status(folder)["workers"]) if (folder / "status.json").exists() else 0
+
+
+def test_machines_come_and_die_in_mid_epoch_and_the_weights_are_the_same(
+    digits: Path, tmp_path: Path, place: str
+) -> None:
+    folder = tmp_path / "run"
+    with node(digits, folder, place, "1:2") as first:
+        first.until(lambda: last_step(folder) > 2)
+        with node(digits, folder, place, "1:2") as second:
+            first.until(lambda: is_training(folder, 2) and workers_now(folder) == 2)
+            came_at = last_step(folder)
+            second.process.kill()
+            killed = time.monotonic()
+            first.until(lambda: is_training(folder, 3))
+            print(f"went on {time.monotonic() - killed:.2f} s after a machine was lost")
+            assert workers_now(folder) == 1
+        first.process.terminate()
+        assert first.ends() == 75, first.said
+    # For one that came all was saved; for one that died the last checkpoint was taken.
+    came, died = (event["step"] for event in named(folder, "resume"))
+    assert came <= came_at
+    assert died % 10 == 0 or died == came
+    expect_the_same_in_the_end(digits, folder)
+    assert "(restart 1 of 10)" in first.said
+    assert "(restart 2 of 10)" not in first.said
+
+
+def test_a_fault_on_one_machine_ends_all_with_its_code_and_its_words(
+    digits: Path, tmp_path: Path, place: str
+) -> None:
+    folder = tmp_path / "run"
+    more = ("--nodes", 2, "--rendezvous", place)
+    with train_faulty(digits, folder, 1, *more, FAULT="1:raise:7") as first:
+        until_keeps(first, place)
+        with train_faulty(digits, folder, 1, *more, FAULT="1:raise:7") as second:
+            assert (first.ends(), second.ends()) == (70, 70), first.said + second.said
+        assert "ValueError: planted in the model" in first.said
+        assert first.said.splitlines()[-1] == second.said.splitlines()[-1]
+
+
+def test_the_loss_of_the_machine_that_keeps_the_rendezvous_ends_the_others_which_go_on_later(
+    digits: Path, tmp_path: Path, place: str
+) -> None:
+    folder = tmp_path / "run"
+    with node(digits, folder, place, "1:2") as first:
+        until_keeps(first, place)
+        with node(digits, folder, place, "1:2") as second:
+            second.until(lambda: workers_now(folder) == 2 and last_step(folder) > 10)
+            first.process.kill()
+            killed = time.monotonic()
+            assert second.ends() == 69
+            assert time.monotonic() - killed < BOUNDED_S
+    assert f"the machine that keeps the rendezvous at {place} is lost" in second.said
+    assert "run the same command again on all machines" in second.said
+    expect_the_same_in_the_end(digits, folder)
+
+
+def test_a_machine_too_many_takes_the_place_of_one_that_is_lost_and_a_stop_is_for_all(
+    digits: Path, tmp_path: Path, place: str
+) -> None:
+    folder = tmp_path / "run"
+    with node(digits, folder, place, "2:2") as first:
+        until_keeps(first, place)
+        with (
+            node(digits, folder, place, "2:2") as second,
+            node(digits, folder, place, "2:2") as third,
+        ):
+            first.until(lambda: last_step(folder) > 10)  # there is a checkpoint
+            lost, spare = (second, third) if second.workers() else (third, second)
+            assert not spare.workers()
+            lost.process.kill()
+            first.until(lambda: is_training(folder, 2))
+            assert len(spare.workers()) == 1
+            spare.process.terminate()  # a stop of any machine is one of all
+            assert (first.ends(), spare.ends()) == (75, 75), first.said + spare.said
+    assert "stopped by SIGTERM, with everything saved" in first.said
+    assert status(folder)["step"] == last_step(folder)
+
+
+def test_a_machine_without_the_runs_folder_does_not_begin_the_run_anew(
+    digits: Path, tmp_path: Path, place: str
+) -> None:
+    shared, elsewhere = tmp_path / "shared", tmp_path / "elsewhere"
+    # Which is rank 0 follows from addresses and process numbers: here the first.
+    with node(digits, shared, place, "1:2") as first:
+        first.until(lambda: is_training(shared, 1))
+        with node(digits, elsewhere, place, "1:2") as second:
+            first.until(lambda: workers_now(shared) == 2 and is_training(shared, 2))
+            # The run's folder is gone as for a machine that does not have it.
+            shared.rename(tmp_path / "moved")
+            second.worker(1).kill()
+            assert (first.ends(), second.ends()) == (78, 78), first.said + second.said
+    assert "put run.dir on a disk that all machines share" in second.said
+    assert not elsewhere.exists()

@@ -3,12 +3,13 @@
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import StorageError
 from distrain.coordinator.checkpoint import CheckpointContents
+from distrain.coordinator.daemon import begun
 from distrain.coordinator.run_state import RunState
 
 Write = Callable[[RunState, CheckpointContents], Path]
@@ -50,15 +51,51 @@ def write_timed(write: Write, state: RunState, contents: CheckpointContents) -> 
     return Written(state.step, folder.name, num_bytes, seconds)
 
 
+class WriteNews:
+    """Tells what became of checkpoints; of one that failed once all workers know.
+
+    Attributes:
+        failed_step: Of the newest one that could not be written; 0 where the last one was.
+    """
+
+    def __init__(self, note: Callable[..., None]) -> None:
+        """`note(event, text, **fields)` tells the observers."""
+        self._note, self._untold = note, ""
+        self.failed_step = 0
+
+    def told(self, written: Written, stall_s: float) -> None:
+        """One was written, or was not; training stood still for so long."""
+        if written.trouble:
+            self.note_failure()
+            self.failed_step = written.step
+            self._untold = f"no checkpoint at step {written.step}: {written.trouble}"
+            return
+        self.failed_step = 0
+        self._note(
+            "checkpoint",
+            f"wrote {written.name}",
+            step=written.step,
+            bytes=written.num_bytes,
+            stall_s=round(stall_s, 6),
+            write_s=round(written.write_s, 4),
+        )
+
+    def note_failure(self) -> None:
+        """Notes the newest failure, unless it is noted."""
+        if self._untold:
+            text, self._untold = self._untold, ""
+            self._note("checkpoint_failed", text)
+
+
 class BackgroundWriter:
     """Does one thing at a time in a thread of its own."""
 
-    def __init__(self, write: Write) -> None:
-        """`write` is called in the thread."""
+    def __init__(self, write: Write | None) -> None:
+        """`write` is called in the thread; None where there is only something to `prepare`."""
         self._write = write
-        self._pool = ThreadPoolExecutor(1, "distrain-checkpoint")
         self._job: Future[Written | None] | None = None
         self._changing = threading.Lock()
+        self._prepares = False
 
     @property
     def is_busy(self) -> bool:
@@ -66,18 +103,27 @@ class BackgroundWriter:
         job = self._job
         return job is not None and not job.done()
 
+    @property
+    def is_preparing(self) -> bool:
+        """Whether it is busy with something else than a checkpoint."""
+        return self._prepares and self.is_busy
+
     def submit(self, state: RunState, contents: CheckpointContents) -> None:
         """Has a checkpoint written; what was submitted before must have been told of."""
-        self._begin(lambda: write_timed(self._write, state, contents))
+        write = self._write
+        assert write is not None
+        self._prepares = False
+        self._begin(lambda: write_timed(write, state, contents))
 
     def prepare(self, work: Callable[[], None]) -> None:
         """Has something else done meanwhile."""
+        self._prepares = True
         self._begin(work)
 
     def _begin(self, work: Callable[[], Written | None]) -> None:
         with self._changing:
             assert self._job is None
-            self._job = self._pool.submit(work)
+            self._job = begun(work, "distrain-checkpoint")
 
     def told(self, *, wait: bool = False) -> Written | None:
         """What became of the last checkpoint, once; None where there is nothing (yet) to tell.
@@ -93,7 +139,3 @@ class BackgroundWriter:
                 return job.result()
             finally:
                 self._job = None
-
-    def close(self) -> None:
-        """Waits until all is done."""
-        self._pool.shutdown(wait=True)

@@ -42,6 +42,12 @@ class RunConfig:
     """Save and stop, with exit code 75, so many seconds after the launcher's start."""
     grace_s: float = 30.0
     """Seconds between a signal to stop and the end; less than the scheduler's own grace time."""
+    hang_timeout_s: float | None = 480.0
+    """Seconds without a sign of life after which a worker is said to hang:
+    it is named, the stacks of all are kept in the run's folder, and all
+    start again (or end, with 70). More than the longest micro-batch,
+    compilation or checkpoint takes, and less than parallel.timeout_s. 0
+    for never."""
     inspect_every: int | None = None
     """Log after every so many steps, for each parameter, the norms of
     gradient and weights, and how far the step moved them (about 0.001 of
@@ -55,6 +61,7 @@ class RunConfig:
         check_at_least("run.compute_threads", self.compute_threads, 1)
         check_above_zero("run.max_time_s", self.max_time_s)
         check_above_zero("run.grace_s", self.grace_s)
+        check_at_least("run.hang_timeout_s", self.hang_timeout_s, 0)
         check_at_least("run.inspect_every", self.inspect_every, 0)
         if self.prometheus_port is not None and not 0 <= self.prometheus_port < 2**16:
             raise ConfigError(

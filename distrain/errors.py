@@ -4,6 +4,7 @@ Exception
 |-- DistrainError
 |   |-- UsageError        64   the command line is wrong
 |   |-- ProgramError      70   the model, the loss or the program is at fault
+|   |   |-- HangError          a worker gives no sign of life
 |   |   `-- BadStepError       a step whose numbers are bad
 |   |       |-- NonFiniteError     a loss or gradient is NaN or infinite
 |   |       |-- SpikeError         a loss, or a gradient's norm, has jumped
@@ -18,7 +19,7 @@ Exception
 import re
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Literal
+from typing import Any, Literal
 
 from data_pipeline.errors import DataError, StorageError
 
@@ -156,6 +157,26 @@ class RuinedWeightsError(BadStepError):
 def named_rows(rows: Sequence[int]) -> str:
     """At most 32 of them."""
     return ", ".join(map(str, rows[:32])) + (", ..." if len(rows) > 32 else "")
+
+
+class HangError(ProgramError):
+    """A worker has given no sign of life for too long.
+
+    Attributes:
+        rank: Which.
+        step: The one in hand, counted from 1.
+        phase: Where it stands, such as `forward`.
+    """
+
+    def __init__(self, text: str, *, rank: int, step: int, phase: str) -> None:
+        """`text` names them for a person."""
+        super().__init__(text)
+        self.rank, self.step, self.phase = rank, step, phase
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """Who, and where."""
+        return {"rank": self.rank, "step": self.step, "phase": self.phase}
 
 
 class DivergedError(DistrainError):

@@ -15,6 +15,7 @@ from data_pipeline.prefetch import Prefetcher
 from data_pipeline.recipe import Recipe
 from distrain.coordinator.ledger import Ledger, LedgerTotals
 from distrain.coordinator.metrics import Chunk, MetricSet
+from distrain.coordinator.phases import Phase
 from distrain.coordinator.stops import StopAskedError
 from distrain.errors import ProgramError, UndefinedScoreWarning
 from distrain.micro_batch import Columns, MicroBatchStep, checked_result
@@ -192,6 +193,7 @@ class Evaluation:
 
             def chunks() -> Iterator[Columns]:
                 for batch in batches:
+                    self._world.phases.enter(Phase.EVALUATION)
                     number = batch.span.start // ROWS
                     seed_generators(evaluation_seed(self._seed, number), world.device)
                     yield batch.columns

@@ -133,6 +133,7 @@ def job_trainer(job: Job, train: Dataset, *, fresh: bool = False) -> Trainer:
         deterministic=job.run.deterministic,
         max_time_s=job.run.max_time_s,
         grace_s=job.run.grace_s,
+        hang_timeout_s=job.run.hang_timeout_s,
         inspect_every=job.run.inspect_every,
         prometheus_port=job.run.prometheus_port,
         check_every=job.parallel.check_every,

@@ -14,6 +14,7 @@ from distrain.bad_numbers import StepLimits
 from distrain.blame import Mark, RowsAt, new_marks, non_finite, spike
 from distrain.coordinator.ledger import Ledger, LedgerTotals
 from distrain.coordinator.metrics import MetricSet
+from distrain.coordinator.phases import Phase
 from distrain.errors import BadStepError, NonFiniteError, ProgramError, RuinedWeightsError
 from distrain.learn.averaging import AveragedWeights
 from distrain.learn.loss_scale import LossScale
@@ -194,6 +195,7 @@ class TrainingStep:
             BadStepError: of a kind that `limits` don't have skipped; on all workers alike; the
                 weights are those before the step.
         """
+        self._world.phases.enter(Phase.FORWARD)
         digest = self.check.word(batch.step)
         before = scaling = (loss_scale or LossScale()) if self._settings.scales_loss else None
         self._loss_scale = 1.0 if scaling is None else scaling.scale
@@ -205,7 +207,9 @@ class TrainingStep:
         for _ in self._leaves(batch, owned, columns):
             pass
         self._guard.check()
+        self._world.phases.enter(Phase.REDUCTION)
         summed = self._sum.close({**raised(), Flag.STATE: digest})
+        self._world.phases.enter(Phase.UPDATE)
         self.check.judge(batch.step, summed.flags[Flag.STATE])
         if summed.is_wrong:  # seen by all workers alike: once more, the slow way
             self._statistics.restore()
@@ -341,6 +345,7 @@ class TrainingStep:
         """`collect` is called in between: what is computed again for a backward pass, under
         activation checkpointing, moves running statistics once more.
         """
+        self._world.phases.enter(Phase.FORWARD)
         if module is self._model:
             self._sum.gradients.clear()
         self._statistics.restore()
@@ -354,6 +359,7 @@ class TrainingStep:
                 loss_sum, weight, outputs = checked_result(run(module, sample))
                 check_loss(loss_sum)
                 collect()
+                self._world.phases.enter(Phase.BACKWARD)
                 scaled = loss_sum / self._divisor * self._loss_scale
                 scaled.backward()  # type: ignore[no-untyped-call]
         except ValueError as error:

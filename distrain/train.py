@@ -13,10 +13,12 @@ from distrain.bad_numbers import NumbersState
 from distrain.coordinator.early_stopping import judge
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.observers import EpochRecord
+from distrain.coordinator.phases import Phase
 from distrain.coordinator.recording import Recording
 from distrain.coordinator.return_point import ReturnPoints
 from distrain.coordinator.run_state import RunState
 from distrain.coordinator.saving import Saver
+from distrain.coordinator.slow_ranks import phase_of
 from distrain.coordinator.stops import StopAskedError
 from distrain.errors import BadStepError, RuinedWeightsError
 from distrain.learn.loss_scale import LossScale
@@ -85,18 +87,22 @@ class TrainingLoop:
         steps_per_epoch = parts.plan.steps_per_epoch
         asked, seen, began = False, 0, time.monotonic()
         self.model.train()
+        parts.world.phases.takes_up(state.step)
         while not state.stopped and (state.step < last_step or state.totals is not None):
             if state.passes(steps_per_epoch):
                 state = state.after_passing(steps_per_epoch, parts.step.nothing)
                 parts.step.standing.pass_to(state.step)
+                parts.world.phases.takes_up(state.step)
                 self.saver.passed(state)
             elif not state.ends_epoch(steps_per_epoch):
                 batch = parts.plan.batch(state.step)
                 self.back_to.keep(state, best, batch.epoch + 1)
+                parts.world.phases.enter(Phase.LOADING)
                 columns = next(batches).columns
                 limits = self.parts.rules.bad_numbers.limits(state.numbers, state.fall.factor)
                 result = parts.step(batch, columns, self._flags, state.loss_scale, limits)
                 state = state.after_step(*self._counted(result, state.numbers))
+                parts.world.phases.step_done(state.step)
                 seen += batch.num_samples
                 recording.step(result, state)
                 self.saver.step(result, state)
@@ -107,6 +113,7 @@ class TrainingLoop:
             if state.ends_epoch(steps_per_epoch) and state.totals is not None:
                 state, best = self._end_epoch(state, state.totals, best, seen, began)
                 seen, began = 0, time.monotonic()
+            parts.world.phases.enter(Phase.CHECKPOINT)
             self.saver.state(state, self.model, parts.step, best, asked=asked)
         return best
 
@@ -119,7 +126,9 @@ class TrainingLoop:
         check_finite(self.model, state.step, epoch)
         rate = seen / (time.monotonic() - began)
         with parts.step.standing.averaged():
+            parts.world.phases.enter(Phase.EVALUATION)
             measured = parts.evaluate(self.raised) if parts.evaluate else Measured()
+            parts.world.phases.enter(Phase.LOGGING)
             scores = totals.scores(parts.metrics) | measured.scores
             seconds = time.monotonic() - began
             record = EpochRecord(epoch, state.step, scores, seconds, rate, measured.confusion)
@@ -164,4 +173,6 @@ class TrainingLoop:
         return result.totals, result.loss_scale, numbers
 
     def _flags(self) -> dict[Flag, int]:
-        return {Flag.STOP: self.raised(), **self.saver.flags()}
+        phases = self.parts.world.phases
+        spent_us = phases.take_us(phase_of(phases.steps_done))
+        return {Flag.STOP: self.raised(), Flag.SPENT: spent_us, **self.saver.flags()}

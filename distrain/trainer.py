@@ -16,7 +16,7 @@ from data_pipeline.sampling import Kind, Sampling
 from distrain.arguments import check_arguments
 from distrain.assembly import Assembly, check_datasets
 from distrain.bad_numbers import BadNumbers
-from distrain.config import Backend, ParallelConfig
+from distrain.config import Backend, ParallelConfig, RunConfig
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.early_stopping import EarlyStopping
 from distrain.coordinator.history import History
@@ -94,6 +94,7 @@ class Trainer:
         deterministic: bool = True,
         max_time_s: float | None = None,
         grace_s: float = 30.0,
+        hang_timeout_s: float | None = RunConfig.hang_timeout_s,
         inspect_every: int | None = None,
         prometheus_port: int | None = None,
         check_every: int | None = ParallelConfig.check_every,
@@ -143,6 +144,8 @@ class Trainer:
             deterministic: Deterministic kernels only; an operation that has none is an error.
             max_time_s: Save and stop after so long, counted from the launcher's start.
             grace_s: Seconds from a signal to the end; after half, the last finished step is saved.
+            hang_timeout_s: A worker that gives no sign of life for longer is named, stacks kept,
+                and all start again, or end; 0 or None for never.
             inspect_every: Log norms of gradients, weights and updates every so many steps.
             prometheus_port: Serve numbers for Prometheus on loopback; 0 for any free port.
             check_every: Compare the workers' states every so many steps; None for never.
@@ -164,7 +167,7 @@ class Trainer:
             max_time_s=max_time_s,
             saves=saves,
         )
-        self._world = worlds.join(backend, timeout_s)
+        self._world = worlds.join(backend, timeout_s).marked()
         self._fix_kernels = partial(fix_kernels, compute_threads, deterministic=deterministic)
         self._fix_kernels()
         self.model = build_model(model, seed, self._world)
@@ -209,6 +212,7 @@ class Trainer:
             max_time_s=max_time_s,
             grace_s=grace_s,
             prometheus_port=prometheus_port,
+            hang_timeout_s=hang_timeout_s,
         )
         self._settings = settings_identity(self._work, self._reading, self._step_settings) | {
             "compute_threads": compute_threads,

@@ -1,7 +1,7 @@
 """A run on one worker: taken up where it stands, trained to its end or until it is stopped."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,8 +10,13 @@ from typing import Any
 import torch
 
 from distrain.assembly import Assembly
+from distrain.checks import check_at_least
+from distrain.coordinator.hang_guard import Guard, guarded
 from distrain.coordinator.history import History
+from distrain.coordinator.phases import Phase
+from distrain.coordinator.pulse import this_process
 from distrain.coordinator.recorded_run import open_recording
+from distrain.coordinator.recording import Recording
 from distrain.coordinator.return_point import ReturnPoints
 from distrain.coordinator.saving import Saver
 from distrain.coordinator.stops import WATCHED, StopAskedError, StopWatch
@@ -35,6 +40,11 @@ class RunSettings:
     max_time_s: float | None = None
     grace_s: float = 30.0
     prometheus_port: int | None = None
+    hang_timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks a range."""
+        check_at_least("hang_timeout_s", self.hang_timeout_s, 0)
 
 
 class TrainingRun:
@@ -68,6 +78,7 @@ class TrainingRun:
                     prometheus_port=settings.prometheus_port,
                 )
             )
+            guard = stack.enter_context(self._guarded(recording))
             if recording.is_finished(epochs):
                 return recording.load_result(self._model)
             rules = parts.rules
@@ -78,7 +89,7 @@ class TrainingRun:
             rules.bad_numbers.check(state.numbers)
             recording.begin(parts.plan, epochs, state, found)
             saver.begin()
-            watch = stack.enter_context(self._stop_watch(saver))
+            watch = stack.enter_context(self._stop_watch(saver, guard))
             loop = TrainingLoop(
                 model=self._model,
                 parts=parts,
@@ -92,8 +103,10 @@ class TrainingRun:
                 best = loop.run(state, best, last, batches)
             except StopAskedError as asked:
                 watch.handled()
+                parts.world.phases.enter(Phase.CHECKPOINT)
                 saver.stop(asked, self._model, parts.step.update.ownership)
             watch.handled()
+            parts.world.phases.enter(Phase.ENDING)
             saver.drain()
             if best:
                 self._model.load_state_dict(best)
@@ -106,11 +119,23 @@ class TrainingRun:
         policy = self._parts.rules.checkpoint
         return self._settings.job or ({} if policy is None else checkpoint_tables(policy))
 
-    def _stop_watch(self, saver: Saver) -> StopWatch:
+    def _guarded(self, recording: Recording) -> AbstractContextManager[Guard]:
+        """Finds out a worker that hangs."""
+        world, settings = self._parts.world, self._settings
+        limit_s = settings.hang_timeout_s or 0.0
+        worker = this_process(world.rank, world.size, settings.folder, limit_s)
+        return guarded(self._parts.world.phases, worker, recording.fail)
+
+    def _stop_watch(self, saver: Saver, guard: Guard) -> StopWatch:
         """Watches for signals where there is something to save, on every rank alike."""
+
+        def save_unfinished(reason: str) -> None:
+            with guard.paused():
+                saver.save_unfinished(reason, self._parts.step)
+
         return StopWatch(
             self._settings.grace_s,
             self._settings.max_time_s,
-            lambda reason: saver.save_unfinished(reason, self._parts.step),
+            save_unfinished,
             signals=WATCHED if self._parts.rules.checkpoint is not None else (),
         )

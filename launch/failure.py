@@ -79,6 +79,7 @@ class Cause:
         text: What the user is told.
         goes_on: It is none: the workers have saved, to go on in another number.
         by_itself: The worker was lost for a reason of its own, and not for want of another.
+        is_hang: A worker hung, which another start may get over.
     """
 
     rank: int
@@ -86,6 +87,7 @@ class Cause:
     text: str
     goes_on: bool = False
     by_itself: bool = False
+    is_hang: bool = False
 
 
 def report_of(error: BaseException, rank: int, time_ns: int) -> Report:
@@ -152,7 +154,7 @@ def first_cause(reports: Sequence[Report], exit_codes: Mapping[int, int]) -> Cau
 
 def is_retried(cause: Cause) -> bool:
     """Whether to start the workers again may help; the same fault would come back."""
-    return cause.exit_code not in _NOT_RETRIED
+    return cause.is_hang or cause.exit_code not in _NOT_RETRIED
 
 
 def tell(text: str, stream: TextIO) -> None:

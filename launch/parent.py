@@ -1,4 +1,4 @@
-"""A process's ties to the one that has started it, as Linux has them."""
+"""A process's ties to the one that has started it, and that one's to it, as Linux has them."""
 
 import ctypes
 import os
@@ -17,6 +17,17 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def signal_main_thread(process: int, number: int) -> None:
+    """Sends a signal to a process's main thread, and not to whichever of its threads has time.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    if ctypes.CDLL(None, use_errno=True).tgkill(process, process, number):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def name_process(name: str) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -31,6 +32,7 @@ from launch.failure import (
     unsaved,
     while_stopping,
 )
+from launch.hang_watch import HangWatch
 
 SETTLE_S = 0.3
 """After a worker has failed: time for the one that it failed for want of to be seen to end."""
@@ -88,6 +90,7 @@ class Supervision:
         self._asked_at = 0.0
         self._interrupts = 0
         self._told: set[int] = set()
+        self._hangs = HangWatch(folder)
         for number in HANDED_ON:
             signal.signal(number, self._hand_on)
 
@@ -102,6 +105,7 @@ class Supervision:
         for report in (*self._folder.glob("rank-*.json"), self._folder / STEPPED):
             report.unlink(missing_ok=True)
         self._resize_until = None
+        self._hangs.prepare()
 
     def resize(self) -> None:
         """Has the workers save and end, to be started again: no failure, and no restart either."""
@@ -145,7 +149,17 @@ class Supervision:
         if until is not None and time.monotonic() > until:
             self._end(unsaved(self._grace_s))
             return True
-        return False
+        # Who is asked to save and end has a time limit of its own.
+        is_watched = self._asked is None and until is None
+        hang = self._hangs.look(self._alive()) if is_watched else None
+        if hang is not None:
+            self._end(hang)
+        return hang is not None
+
+    def _alive(self) -> list[int]:
+        """The processes of the workers that have not ended."""
+        started = [(process.pid, process.exitcode) for process in self._processes().values()]
+        return [pid for pid, code in started if pid is not None and code is None]
 
     def are_done(self) -> bool:
         """Whether all have ended, and well."""
@@ -161,6 +175,9 @@ class Supervision:
             cause = Cause(0, ExitCode.STOPPED, text)
         if self._asked is not None and cause.exit_code == ExitCode.WORKER_LOST:
             cause = while_stopping(cause, self._asked, codes.values())
+        elif codes and all(code == ExitCode.WORKER_LOST for code in codes.values()):
+            # Who has not ended may be the one that these have waited for.
+            cause = replace(cause, text=cause.text + self._hangs.leave_stacks(self._alive()))
         self._end(cause)
 
     def abandon(self, cause: Cause, *, again: bool) -> None:

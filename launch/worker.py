@@ -119,6 +119,10 @@ class _Launched:
         """Leaves a mark."""
         (Path(os.environ[REPORTS]) / STEPPED).touch()
 
+    def pulse_folder(self) -> Path | None:
+        """With the reports."""
+        return Path(os.environ[REPORTS])
+
 
 class Alone:
     """The word of a worker that works in its launcher's process."""
@@ -132,6 +136,10 @@ class Alone:
 
     def stepped(self) -> None:
         """Nobody starts it again."""
+
+    def pulse_folder(self) -> Path | None:
+        """Nobody is left to look."""
+        return None
 
 
 def work(

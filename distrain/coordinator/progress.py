@@ -15,6 +15,9 @@ from distrain.parallel.split import BatchPlan
 from distrain.step import StepResult
 
 REFRESH_PER_S = 4
+_NO_NEWS = ("checkpoint", "phases", "hang")
+"""Events that are for the log; of a hang the launcher has told."""
+
 LINE_EVERY_S = 10.0
 """On no terminal, a line is due after this long within an epoch."""
 
@@ -111,7 +114,7 @@ class ProgressBar:
 
     def note(self, event: str, text: str, **fields: Any) -> None:  # noqa: ARG002 - for programs
         """A line above the bar; checkpoints that went well are no news."""
-        if event != "checkpoint":
+        if event not in _NO_NEWS:
             self._bar.console.print(text, highlight=False)
 
     def end(self, ending: Ending) -> None:  # noqa: ARG002 - an observer is told how it ended
@@ -154,7 +157,7 @@ class PlainLines:
 
     def note(self, event: str, text: str, **fields: Any) -> None:  # noqa: ARG002 - for programs
         """A line; checkpoints that went well are no news."""
-        if event != "checkpoint":
+        if event not in _NO_NEWS:
             self._say(text)
 
     def end(self, ending: Ending) -> None:

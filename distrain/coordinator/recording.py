@@ -22,14 +22,16 @@ from distrain.coordinator.observers import (
 )
 from distrain.coordinator.progress import progress_observer, say, summary_lines
 from distrain.coordinator.prometheus import PrometheusEndpoint
+from distrain.coordinator.pulse import told_hangs
 from distrain.coordinator.run_folder import RunFolder, load_model
 from distrain.coordinator.run_layout import DONE, EVENTS, FAILED, RESULT, STOPPED
 from distrain.coordinator.run_state import RunState, record_from_json
 from distrain.coordinator.score_lines import INDENT, score_lines
-from distrain.coordinator.stops import tell_of_first_step
+from distrain.coordinator.slow_rank_notes import SlowRankNotes, hosts_of
+from distrain.coordinator.stops import pulse_folder, tell_of_first_step
 from distrain.coordinator.taking_up import Found
 from distrain.coordinator.tensorboard_log import TensorBoardLog
-from distrain.errors import BadStepError, ConfigError, ExitCode, exit_code_of
+from distrain.errors import BadStepError, ConfigError, ExitCode, HangError, exit_code_of
 from distrain.parallel.communicator import broadcast_bytes
 from distrain.parallel.replicas import refuse_differences
 from distrain.parallel.split import BatchPlan
@@ -118,6 +120,7 @@ class Recording:
         goes_on = step > 0 or times_back > 0
         before = self.folder.environment() if self.folder and goes_on else {}
         environment, notes = environment_of(self._world, before)
+        hosts = hosts_of(self._world)
         if self._world.rank == 0:
             if self.folder:
                 self.folder.begin(self._job, environment, epochs, self._steps, goes_on=goes_on)
@@ -132,6 +135,7 @@ class Recording:
                     )
                 )
                 self._observers.append(TensorBoardLog(self.folder.path, step if goes_on else None))
+            self._observers.append(SlowRankNotes(self.note, hosts))
             if self._show:
                 self._observers.append(progress_observer())
             if self._prometheus_port is not None:
@@ -141,6 +145,8 @@ class Recording:
         for observer in self._observers:
             observer.begin(plan, epochs)
         passed_over = [f"a damaged checkpoint is passed over: {text}" for text in found.damaged]
+        for hang in told_hangs(pulse_folder() if self._world.rank == 0 else None):
+            self.note("hang", **hang)
         for event, text in (*(("damaged", text) for text in passed_over), *notes):
             self.note(event, text)
         if goes_on:
@@ -216,6 +222,8 @@ class Recording:
         """Notes the error that ends the run, as far as the folder can still be written."""
         code = exit_code_of(error)
         details = bad_fields(error) if isinstance(error, BadStepError) else {}
+        if isinstance(error, HangError):
+            details = error.details
         self._end(Ending(str(error) or type(error).__name__, code, details=details))
         if self._planned:
             self._write_status(FAILED, str(error) or type(error).__name__, code)

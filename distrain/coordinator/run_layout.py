@@ -13,6 +13,7 @@ CHECKPOINTS = "checkpoints"
 LOCK = "lock"
 GENERATION = "generation"
 RESIZE = "resize.json"
+STACKS = "stacks"
 
 RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
 

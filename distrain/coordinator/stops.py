@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn, Protocol, Self
 
@@ -256,6 +257,10 @@ class Launch(Protocol):
         """This start has done its first step."""
         ...
 
+    def pulse_folder(self) -> Path | None:
+        """Where it looks for this worker's pulse; None where it doesn't."""
+        ...
+
 
 _launch: list[Launch] = []
 
@@ -269,6 +274,16 @@ def tell_of_first_step() -> None:
     """Has the launcher know that this start goes on from where the last one was lost."""
     for launch in _launch:
         launch.stepped()
+
+
+def is_launched() -> bool:
+    """Whether anybody is told."""
+    return bool(_launch)
+
+
+def pulse_folder() -> Path | None:
+    """Where this process's launcher looks for its pulse; None where nobody does."""
+    return next(filter(None, (launch.pulse_folder() for launch in _launch)), None)
 
 
 def end_process(error: BaseException) -> NoReturn:

@@ -41,6 +41,8 @@ class Flag(IntEnum):
     """A digest of its state before the step, where a check is due."""
     UNSAVED = 4
     """The step whose checkpoint rank 0 could not write, until a later one is written."""
+    SPENT = 5
+    """Microseconds that it has spent in one phase, another one at each step in turn."""
 
 
 @dataclass(frozen=True, kw_only=True)

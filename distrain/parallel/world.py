@@ -4,7 +4,7 @@ import atexit
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import torch
@@ -12,8 +12,10 @@ from torch import distributed
 
 from distrain.checks import check_above_zero
 from distrain.config import Backend, ParallelConfig
+from distrain.coordinator.phases import PhaseClock
 from distrain.errors import ConfigError, LostPeerError, UsageError
 from distrain.parallel.communicator import Alone, Communicator, TorchCommunicator
+from distrain.parallel.marked_communicator import MarkedCommunicator
 
 _LAST_TURN_S = 0.05
 
@@ -27,15 +29,22 @@ _joined: list[bool] = []
 
 @dataclass(frozen=True)
 class World:
-    """This worker's place among all workers, and the device it computes on."""
+    """This worker's place among all, the device it computes on, and where it is in a step."""
 
     communicator: Communicator
     device: torch.device
+    phases: PhaseClock = field(default_factory=PhaseClock, compare=False)
 
     @property
     def rank(self) -> int:
         """This worker's number, from 0."""
         return self.communicator.rank
+
+    def marked(self) -> "World":
+        """The same, with its exchanges marked as phases."""
+        if self.size == 1:
+            return self
+        return replace(self, communicator=MarkedCommunicator(self.communicator, self.phases))
 
     @property
     def size(self) -> int:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -394,6 +395,9 @@ class Listener:
 
     def stepped(self) -> None:
         raise AssertionError
+
+    def pulse_folder(self) -> Path | None:
+        return None
 
 
 def test_a_worker_that_is_asked_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:

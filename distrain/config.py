@@ -246,6 +246,10 @@ class CheckpointConfig:
     """Write after every so many steps."""
     every_seconds: float | None = 300.0
     """Write when so many seconds have passed since the last time."""
+    snapshot_every: int | None = None
+    """Copy the state to the host's shared memory after every so many steps,
+    where a restart finds it; as often as takes 2% of the time unless given.
+    0 for never."""
     keep_last: int = 2
     """Keep the newest so many."""
     keep_best: int = 0
@@ -261,6 +265,7 @@ class CheckpointConfig:
         """Checks ranges."""
         check_at_least("checkpoint.every_steps", self.every_steps, 1)
         check_at_least("checkpoint.every_seconds", self.every_seconds, 0)
+        check_at_least("checkpoint.snapshot_every", self.snapshot_every, 0)
         check_at_least("checkpoint.keep_last", self.keep_last, 1)
         check_at_least("checkpoint.keep_best", self.keep_best, 0)
         check_at_least("checkpoint.keep_every", self.keep_every, 1)

@@ -70,10 +70,13 @@ class TrainingRun:
             )
             if recording.is_finished(epochs):
                 return recording.load_result(self._model)
-            saver = stack.enter_context(Saver(parts.world, recording, parts.rules.checkpoint))
-            state, best, damaged = saver.take_up(self._model, parts.step, last, self._back_to)
-            parts.rules.bad_numbers.check(state.numbers)
-            recording.begin(parts.plan, epochs, state, damaged)
+            rules = parts.rules
+            saver = stack.enter_context(
+                Saver(parts.world, recording, rules.checkpoint, settings.folder)
+            )
+            state, best, found = saver.take_up(self._model, parts.step, last, self._back_to)
+            rules.bad_numbers.check(state.numbers)
+            recording.begin(parts.plan, epochs, state, found)
             saver.begin()
             watch = stack.enter_context(self._stop_watch(saver))
             loop = TrainingLoop(

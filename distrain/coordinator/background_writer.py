@@ -53,12 +53,13 @@ def write_timed(write: Write, state: RunState, contents: CheckpointContents) -> 
 class BackgroundWriter:
     """Does one thing at a time in a thread of its own."""
 
-    def __init__(self, write: Write) -> None:
-        """`write` is called in the thread."""
+    def __init__(self, write: Write | None) -> None:
+        """`write` is called in the thread; None where there is only something to `prepare`."""
         self._write = write
         self._pool = ThreadPoolExecutor(1, "distrain-checkpoint")
         self._job: Future[Written | None] | None = None
         self._changing = threading.Lock()
+        self._prepares = False
 
     @property
     def is_busy(self) -> bool:
@@ -66,12 +67,21 @@ class BackgroundWriter:
         job = self._job
         return job is not None and not job.done()
 
+    @property
+    def is_preparing(self) -> bool:
+        """Whether it is busy with something else than a checkpoint."""
+        return self._prepares and self.is_busy
+
     def submit(self, state: RunState, contents: CheckpointContents) -> None:
         """Has a checkpoint written; what was submitted before must have been told of."""
-        self._begin(lambda: write_timed(self._write, state, contents))
+        write = self._write
+        assert write is not None
+        self._prepares = False
+        self._begin(lambda: write_timed(write, state, contents))
 
     def prepare(self, work: Callable[[], None]) -> None:
         """Has something else done meanwhile."""
+        self._prepares = True
         self._begin(work)
 
     def _begin(self, work: Callable[[], Written | None]) -> None:

@@ -67,6 +67,19 @@ def _epochs_beyond(file: BinaryIO, stop: int, epochs: int | None) -> tuple[int |
     return found, after
 
 
+def last_step(path: Path) -> int:
+    """The last step that a log tells of whole; 0 for none.
+
+    Raises:
+        OSError: it is there and can't be read.
+    """
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        events = (_event(line) for line, _ in lines_from_end(file))
+        return next((int(event["step"]) for event in events if event.get("event") == "step"), 0)
+
+
 def lines_from_end(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
     """The lines, the last first, each with the offset behind it."""
     start, carried = file.seek(0, os.SEEK_END), b""

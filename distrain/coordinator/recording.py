@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from distrain.coordinator.run_layout import DONE, EVENTS, FAILED, RESULT, STOPPE
 from distrain.coordinator.run_state import RunState, record_from_json
 from distrain.coordinator.score_lines import INDENT, score_lines
 from distrain.coordinator.stops import tell_of_first_step
+from distrain.coordinator.taking_up import Found
 from distrain.coordinator.tensorboard_log import TensorBoardLog
 from distrain.errors import BadStepError, ConfigError, ExitCode, exit_code_of
 from distrain.parallel.communicator import broadcast_bytes
@@ -110,13 +111,8 @@ class Recording:
             epochs = tuple(record_from_json(record) for record in records)
         return History(epochs, best, result)
 
-    def begin(
-        self, plan: BatchPlan, epochs: int, state: RunState, damaged: Sequence[str] = ()
-    ) -> None:
-        """Writes what the run is, and tells the observers.
-
-        `state` is where the run stands; `damaged` says what is wrong with checkpoints after it.
-        """
+    def begin(self, plan: BatchPlan, epochs: int, state: RunState, found: Found) -> None:
+        """Writes what the run is, and tells the observers; `state` is where it stands."""
         self._planned, self._steps = epochs, epochs * plan.steps_per_epoch
         self._state, step, times_back = state, state.step, state.numbers.times_back
         goes_on = step > 0 or times_back > 0
@@ -144,11 +140,13 @@ class Recording:
                 notes.append(("prometheus", f"numbers for Prometheus at {endpoint.url}"))
         for observer in self._observers:
             observer.begin(plan, epochs)
-        passed_over = [f"a damaged checkpoint is passed over: {text}" for text in damaged]
+        passed_over = [f"a damaged checkpoint is passed over: {text}" for text in found.damaged]
         for event, text in (*(("damaged", text) for text in passed_over), *notes):
             self.note(event, text)
         if goes_on:
-            self.note("resume", f"going on after step {step}", step=step)
+            source = "memory" if found.is_from_memory else "disk"
+            text = f"going on after step {step}" + ", from memory" * found.is_from_memory
+            self.note("resume", text, step=step, source=source)
 
     def note(self, event: str, text: str, **fields: Any) -> None:
         """Something else happened: `text` says it to a person, `fields` to a program."""

@@ -7,6 +7,7 @@ import shutil
 import socket
 import time
 import tomllib
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +55,7 @@ class RunFolder:
         self._identity = dict(identity)
         self._generation: Generation | None = None
         self._workers: int | None = None
+        self._run_id = ""
         self._open()
         if fresh and (self.path / JOB).exists():
             self._move_aside()
@@ -157,6 +159,15 @@ class RunFolder:
         return content if isinstance(content, dict) else {}
 
     @property
+    def run_id(self) -> str:
+        """The name that the run in this folder was given at its begin; empty before that.
+
+        What is kept elsewhere under it (snapshots) is this run's, and of none that stood here
+        before.
+        """
+        return self._run_id or str(self.status().get("run_id", ""))
+
+    @property
     def checkpoints(self) -> Path:
         """Where the run's checkpoints stand; made with the first of them."""
         return self.path / CHECKPOINTS
@@ -174,6 +185,7 @@ class RunFolder:
 
         From here on an earlier start that is still alive may not write any more.
         """
+        self._run_id = (self.run_id if goes_on else "") or uuid.uuid4().hex
         self._generation = Generation(self.path)
         self._workers = environment["world_size"]
         (self.path / RESULT).unlink(missing_ok=True)
@@ -209,7 +221,8 @@ class RunFolder:
         """Who writes: `starts` counts how often the run was started, also by its launcher."""
         started = 0 if self._generation is None else self._generation.number
         who = {"pid": os.getpid(), "host": socket.gethostname(), "workers": self._workers}
-        return {"starts": started, **who, "workers_range": os.environ.get(WORKERS)}
+        who |= {"run_id": self._run_id, "starts": started}
+        return {**who, "workers_range": os.environ.get(WORKERS)}
 
     def write_result(self, model: torch.nn.Module) -> Path:
         """Writes the model's state to `model.safetensors`."""

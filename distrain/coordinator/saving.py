@@ -3,8 +3,10 @@
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
 
@@ -12,7 +14,7 @@ import torch
 
 from data_pipeline.errors import StorageError
 from distrain.coordinator.background_writer import BackgroundWriter, Written, write_timed
-from distrain.coordinator.checkpoint import CheckpointContents, newest_checkpoint
+from distrain.coordinator.checkpoint import CheckpointContents
 from distrain.coordinator.checkpointing import (
     Checkpoint,
     CheckpointKeeper,
@@ -20,14 +22,14 @@ from distrain.coordinator.checkpointing import (
     is_scheduled,
     take_up,
 )
-from distrain.coordinator.host_memory import NoRoomError, own_memory
 from distrain.coordinator.recording import Recording
 from distrain.coordinator.return_point import Described, ReturnPoints
 from distrain.coordinator.run_state import RunState
-from distrain.coordinator.slots import Slots
-from distrain.coordinator.snapshot import slot_bytes
+from distrain.coordinator.snapshot import Slot, slot_bytes
+from distrain.coordinator.snapshot_keeper import SnapshotKeeper
 from distrain.coordinator.stops import StopAskedError, StoppedError, end_process, reason_of
-from distrain.errors import BadStepError, ConfigError
+from distrain.coordinator.taking_up import Found, newest_state
+from distrain.errors import BadStepError, ConfigError, ExitCode, exit_code_of, is_lost_peer
 from distrain.learn.averaging import AveragedWeights
 from distrain.parallel.communicator import broadcast_bytes
 from distrain.parallel.optimizer_state import OptimizerState
@@ -61,52 +63,63 @@ class Saver:
             the same on every rank after each step.
     """
 
-    def __init__(self, world: World, recording: Recording, policy: Checkpoint | None) -> None:
-        """`policy` is None for a run that saves nothing."""
+    def __init__(
+        self,
+        world: World,
+        recording: Recording,
+        policy: Checkpoint | None,
+        path: str | Path | None = None,
+    ) -> None:
+        """`policy` is None for a run that saves nothing; `path` is the run folder's."""
         self._world, self._recording, self._policy = world, recording, policy
         self._keeper: CheckpointKeeper | None = None
         self._writer: BackgroundWriter | None = None
-        self._slots: Slots | None = None
+        every_steps = policy.snapshot_every if policy is not None else 0
+        where = Path(path) if path is not None else None
+        self._snapshots = SnapshotKeeper(world, where, every_steps, recording.note)
+        self._read: Slot | None = None
         self._state = RunState()
         self._best: Mapping[str, torch.Tensor] = {}
         self._average: AveragedWeights | None = None
         self._back_to: ReturnPoints | None = None
-        self._taken_up_at = 0
+        self._on_disk = 0
         self._saving = threading.Lock()
         self._stall_s = 0.0
         self._failed = Written(0, "", 0, 0.0)
         self._is_noted = True
-        self._is_prepared = False
+        self._is_shared = self._has_prepared = False
         self.unsaved_step = 0
 
     def take_up(
         self, model: torch.nn.Module, step: TrainingStep, last_step: int, back_to: ReturnPoints
-    ) -> tuple[RunState, dict[str, torch.Tensor], list[str]]:
-        """Sets model, average and optimizer as the newest good checkpoint says, on every rank.
+    ) -> tuple[RunState, dict[str, torch.Tensor], Found]:
+        """Sets model, average and optimizer as the newest good state says, on every rank.
 
         And what the run may go back to, which each checkpoint has as well.
 
         Returns:
-            The run's state, that of a run's begin where there is no checkpoint; the best weights so
-            far; and what was wrong with checkpoints that are passed over.
+            The run's state, that of a run's begin where there is none; the best weights so far;
+            and where the state was found.
 
         Raises:
             StorageError: there are checkpoints, and none is good.
             ConfigError: the run has gone beyond `last_step`.
         """
-        folder = self._recording.folder
-        newest = newest_checkpoint(folder.checkpoints) if folder else None
-        if newest is not None and newest.step > last_step:
+        found = newest_state(self._recording.folder, self._snapshots.held, self._world)
+        if found.step > last_step:
             raise ConfigError(
-                f"the run stands after step {newest.step}, and {last_step} steps are asked for: "
+                f"the run stands after step {found.step}, and {last_step} steps are asked for: "
                 "give more epochs, name another folder with --run.dir, or start with --fresh, "
                 "which moves it aside"
             )
-        found = None if newest is None else newest.contents
         self._average, ownership, self._back_to = step.average, step.update.ownership, back_to
-        self._state, best = take_up(found, model, ownership, self._average, self._world, back_to)
-        self._best, self._taken_up_at = best, self._state.step
-        return self._state, best, [] if newest is None else newest.damaged
+        self._is_shared = ownership.is_shared
+        state, best = take_up(
+            found.contents, model, ownership, self._average, self._world, back_to
+        )
+        self._state, self._best = state, best
+        self._on_disk = 0 if found.is_from_memory else found.step
+        return state, best, found
 
     @property
     def run_state(self) -> RunState:
@@ -114,13 +127,19 @@ class Saver:
         return self._state
 
     def begin(self) -> None:
-        """From here on states may be written."""
+        """From here on states may be saved."""
         folder = self._recording.folder
-        if folder is None or self._policy is None:
+        run_id = folder.run_id.encode() if folder else b""
+        run_id = broadcast_bytes(run_id, self._world.communicator, self._world.device)
+        if self._policy is None or not run_id:
             return
-        keeper = CheckpointKeeper(self._policy, folder.checkpoints, folder.check_generation)
-        self._keeper, self._writer = keeper, BackgroundWriter(keeper.write)
-        self._slots = Slots(own_memory)
+        if folder is not None:
+            check = folder.check_generation
+            self._keeper = CheckpointKeeper(self._policy, folder.checkpoints, check)
+        is_keeper = self._keeper is not None
+        lasting = not self._is_shared  # else no worker has all of the state
+        self._snapshots.begin(run_id.decode(), is_written=is_keeper, lasting=lasting)
+        self._writer = BackgroundWriter(self._keeper.write if self._keeper else None)
 
     def flags(self) -> dict[Flag, int]:
         """What all workers are to know with the next step: that rank 0 wants to save, or could not.
@@ -202,8 +221,8 @@ class Saver:
             training_step.check.compare(state.step)
             optimizer = self._optimizer_state(ownership)
             self._save(model.state_dict(), optimizer, began)
-        elif not self._is_prepared and not ownership.is_shared:
-            self._prepare(model, ownership)
+        elif not ownership.is_shared:
+            self._snapshot(model, ownership, began)
 
     def went_back(
         self,
@@ -215,18 +234,21 @@ class Saver:
     ) -> None:
         """The run goes on from an earlier state; it is saved, and no later one is kept then."""
         self.drain()
-        self._taken_up_at = -1  # what was written after it counts no more
+        self._on_disk = -1  # what was written after it counts no more
+        self._snapshots.forget()
         self._recording.went_back(bad, state)
         self.state(state, model, training_step, best, asked=True)
 
     def keep(self, model: torch.nn.Module, training_step: TrainingStep) -> None:
         """Saves the state before a step that ends the run, so that it can be looked at."""
-        if self._state.step > self._taken_up_at:
+        if self._state.step > self._on_disk:
             self.state(self._state, model, training_step, self._best, asked=True)
 
-    def _optimizer_state(self, ownership: Ownership, *, apart: bool = False) -> _Optimizer:
+    def _optimizer_state(
+        self, ownership: Ownership, *, apart: bool = False, is_needed: bool = False
+    ) -> _Optimizer:
         """Where it is spread over the workers, all of them are needed to bring it together."""
-        is_needed = self._keeper is not None
+        is_needed = is_needed or self._keeper is not None
         now: OptimizerState = {}, {}
         if is_needed or ownership.is_shared:
             now = ownership.optimizer_state(apart=apart)
@@ -244,45 +266,39 @@ class Saver:
 
     def _save(self, model: Mapping[str, torch.Tensor], optimizer: _Optimizer, began: float) -> None:
         """Takes a snapshot and has it written, once the checkpoint before is."""
-        if self._writer is None:
+        if self._keeper is None or self._writer is None:
             return
         self._tell(wait=True)
         with self._saving:
             state, found = self._state, self._contents(model, optimizer)
-            copied = self._copied(state.step, found)
-            self._writer.submit(state, copied or found)
-        if copied is not None:
+            taken = self._snapshots.take(state.step, found)
+            self._read, copied = taken or (None, found)
+            self._writer.submit(state, copied)
+        if taken is not None:
             self._stall_s = time.monotonic() - began
         elif written := self._writer.told(wait=True):  # read from where the next step will move it
             self._told(written, time.monotonic() - began)
 
-    def _copied(self, step: int, found: CheckpointContents) -> CheckpointContents | None:
-        """A copy in a slot; None where there is no room for one."""
-        if self._slots is None:
-            return None
-        self._is_prepared = True
-        try:
-            return self._slots.take(step, found)[1]
-        except NoRoomError as error:
-            self._slots = None
-            text = f"training waits while checkpoints are written: {error}"
-            self._recording.note("snapshots", text)
-            return None
-
-    def _prepare(self, model: torch.nn.Module, ownership: Ownership) -> None:
-        """Gets memory while the next steps go on; an optimizer has its state since the first."""
-        self._is_prepared = True
-        if self._writer is None or self._slots is None:
+    def _snapshot(self, model: torch.nn.Module, ownership: Ownership, began: float) -> None:
+        """Takes a snapshot where one is due; gets the memory for it while the next steps go on."""
+        if self._writer is None:
             return
-        slots = self._slots
-        found = self._contents(model.state_dict(), self._optimizer_state(ownership))
-        num_bytes = slot_bytes(found)
+        if self._snapshots.needs_memory and not self._has_prepared:
+            self._has_prepared = True
+            found = self._snapshot_contents(model, ownership)
+            self._writer.prepare(partial(self._snapshots.prepare, slot_bytes(found)))
+        if self._writer.is_preparing or not self._snapshots.is_due(self._state.step):
+            return
+        with self._saving:
+            found = self._snapshot_contents(model, ownership)
+            read = self._read if self._writer.is_busy else None
+            self._snapshots.refresh(self._state.step, found, read, began)
 
-        def work() -> None:
-            with suppress(NoRoomError):  # the first snapshot meets it again, and says so
-                slots.prepare(num_bytes)
-
-        self._writer.prepare(work)
+    def _snapshot_contents(
+        self, model: torch.nn.Module, ownership: Ownership
+    ) -> CheckpointContents:
+        optimizer = self._optimizer_state(ownership, is_needed=True)
+        return self._contents(model.state_dict(), optimizer)
 
     def stop(self, asked: StopAskedError, model: torch.nn.Module, ownership: Ownership) -> NoReturn:
         """Saves the state as it stands, and ends the run; called on every rank.
@@ -295,7 +311,7 @@ class Saver:
         """
         reason = str(reason_of(asked.flags))
         trouble = ""
-        changed = self._policy is not None and self._state.step > self._taken_up_at
+        changed = self._policy is not None and self._state.step > self._on_disk
         optimizer = self._optimizer_state(ownership) if changed else _Optimizer()
         if self._keeper is not None:
             try:
@@ -323,7 +339,7 @@ class Saver:
             with ExitStack() as stack:
                 model: Mapping[str, torch.Tensor] | None = None
                 optimizer = _Optimizer()
-                if self._state.step > self._taken_up_at:
+                if self._state.step > self._on_disk:
                     rest = training_step.standing.at_rest(lambda: self._state.step, AT_REST_S)
                     model = stack.enter_context(rest)
                     optimizer = self._optimizer_state(ownership, apart=True)
@@ -387,8 +403,6 @@ class Saver:
         traceback: TracebackType | None,
     ) -> None:
         """Waits for the checkpoint that is being written."""
-        if self._writer is None:
-            return
         try:
             self.drain()
         except ConfigError as second:  # a newer start has taken over
@@ -396,4 +410,20 @@ class Saver:
                 raise
             error.add_note(f"(and a checkpoint was given up: {second})")
         finally:
-            self._writer.close()
+            if self._writer is not None:
+                self._writer.close()
+        if is_over(error):
+            self._snapshots.remove()
+
+
+def is_over(error: BaseException | None) -> bool:
+    """Whether no start will need a run's snapshots after one that ended by this error, or none.
+
+    A worker that was lost is started again. A run whose last save failed, or that was interrupted
+    again while it saved, can go on from its memory; and what a newer start has taken over is its.
+    """
+    if error is None or isinstance(error, StoppedError):
+        return True
+    if is_lost_peer(error):
+        return False
+    return exit_code_of(error) not in (ExitCode.STORAGE, ExitCode.CTRL_C, ExitCode.CONFIG)

@@ -212,3 +212,21 @@ def gather_bytes(content: bytes, communicator: Communicator, device: torch.devic
         mine[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     received = communicator.all_gather(mine.to(device)).cpu().numpy()
     return [row[:length].tobytes() for row, length in zip(received, sizes, strict=True)]
+
+
+def bytes_to_first(
+    content: bytes, source: int, communicator: Communicator, device: torch.device
+) -> bytes:
+    """On rank 0 the bytes of worker `source`, which is another one; empty on all others."""
+    size = torch.tensor([len(content)], dtype=torch.int64, device=device)
+    length = int(communicator.all_gather(size)[source].item())
+    if not length:
+        return b""
+    payload = torch.zeros(length, dtype=torch.uint8)
+    if communicator.rank == source:
+        payload.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    payload = payload.to(device)
+    sends = [(0, payload)] if communicator.rank == source else []
+    receives = [(source, payload)] if communicator.rank == 0 else []
+    communicator.exchange(sends, receives)
+    return payload.cpu().numpy().tobytes() if communicator.rank == 0 else b""

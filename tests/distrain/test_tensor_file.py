@@ -15,15 +15,8 @@ from distrain.coordinator import tensor_file
 from distrain.coordinator.tensor_file import CHUNK_BYTES, laid_out
 from distrain.errors import ConfigError
 
-DTYPES: tuple[torch.dtype, ...] = (
-    torch.float32,
-    torch.bfloat16,
-    torch.int64,
-    torch.uint8,
-    torch.bool,
-    torch.float64,
-)
-DTYPES += (torch.float16, torch.int32, torch.int16, torch.complex64, torch.float8_e5m2)
+DTYPES = [torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.float64]
+DTYPES += [torch.float16, torch.int32, torch.int16, torch.complex64, torch.float8_e5m2]
 
 shapes = st.lists(st.integers(0, 4), max_size=3)
 described = st.dictionaries(

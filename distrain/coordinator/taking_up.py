@@ -1,0 +1,131 @@
+"""Which state a run goes on from: the newest one in any host's memory, or on the disk."""
+
+import json
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from data_pipeline.errors import StorageError
+from distrain.coordinator.checkpoint import CheckpointContents, newest_checkpoint
+from distrain.coordinator.host_memory import SnapshotFolder, read_snapshot
+from distrain.coordinator.log_tail import last_step
+from distrain.coordinator.run_folder import RunFolder
+from distrain.coordinator.run_layout import EVENTS, steps_in
+from distrain.parallel.communicator import broadcast_bytes, bytes_to_first, gather_bytes
+from distrain.parallel.world import World
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a run goes on.
+
+    Attributes:
+        step: 0 for its begin.
+        contents: Its state, on rank 0 alone.
+        is_from_memory: It was a snapshot: the disk has none of this step.
+        damaged: What was wrong with checkpoints after it.
+    """
+
+    step: int
+    contents: CheckpointContents | None
+    is_from_memory: bool
+    damaged: tuple[str, ...] = ()
+
+
+def is_first_of_host(world: World) -> bool:
+    """Whether no worker of a lower rank runs on this host; all workers call it."""
+    hosts = gather_bytes(socket.gethostname().encode(), world.communicator, world.device)
+    return hosts.index(hosts[world.rank]) == world.rank
+
+
+def newest_state(folder: RunFolder | None, snapshots: SnapshotFolder | None, world: World) -> Found:
+    """The newest state of a run; all workers call it.
+
+    A snapshot that is newer than the run's log is none to go on from: the log would have a gap.
+
+    Args:
+        folder: The run's, on rank 0.
+        snapshots: Those of this worker's host, for the first worker there; None on the others.
+        world: All workers.
+
+    Raises:
+        StorageError: there are checkpoints, none is good, and no snapshot either.
+    """
+    told = b""
+    if folder is not None:
+        told = json.dumps([folder.run_id, last_step(folder.path / EVENTS)]).encode()
+    told = broadcast_bytes(told, world.communicator, world.device)
+    step, held = _held(snapshots, *json.loads(told)) if told else (0, None)
+    mine = torch.tensor([step], dtype=torch.int64, device=world.device)
+    steps = world.communicator.all_gather(mine).flatten().tolist()
+    newest, found = max(steps), Found(0, None, is_from_memory=False)
+    if folder is not None:
+        found = _on_disk(folder.checkpoints, newest)
+    decided = torch.tensor([found.step, int(found.is_from_memory)], device=world.device)
+    world.communicator.broadcast(decided)
+    step, is_from_memory = decided.tolist()
+    if not is_from_memory:
+        return Found(step, found.contents, is_from_memory=False, damaged=found.damaged)
+    contents = _brought(held, steps.index(newest), world)
+    return Found(step, contents, is_from_memory=True, damaged=found.damaged)
+
+
+def _held(
+    snapshots: SnapshotFolder | None, run_id: str, most_step: int
+) -> tuple[int, CheckpointContents | None]:
+    newest = snapshots.newest(run_id, most_step) if snapshots and run_id else None
+    contents = None if newest is None else read_snapshot(newest[1])
+    return (0, None) if newest is None or contents is None else (newest[0], contents)
+
+
+def _on_disk(checkpoints: Path, in_memory: int) -> Found:
+    """What rank 0 finds on the disk, where that is not older than what is in memory."""
+    if in_memory > max(steps_in(checkpoints), default=0):
+        return Found(in_memory, None, is_from_memory=True)
+    try:
+        newest = newest_checkpoint(checkpoints)
+    except StorageError as error:
+        if not in_memory:
+            raise
+        return Found(in_memory, None, is_from_memory=True, damaged=(str(error),))
+    if newest is None:
+        return Found(0, None, is_from_memory=False)
+    damaged = tuple(newest.damaged)
+    if in_memory > newest.step:
+        return Found(in_memory, None, is_from_memory=True, damaged=damaged)
+    return Found(newest.step, newest.contents, is_from_memory=False, damaged=damaged)
+
+
+def _brought(
+    held: CheckpointContents | None, source: int, world: World
+) -> CheckpointContents | None:
+    """The state that one worker holds, on rank 0; all workers call it."""
+    if source == 0:
+        return held if world.rank == 0 else None
+    mine = world.rank == source
+    assert held is not None or not mine
+
+    def brought(content: bytes) -> bytes:
+        return bytes_to_first(content, source, world.communicator, world.device)
+
+    groups = sorted(held.tensors) if held and mine else []
+    head = json.dumps([groups, dict(held.state) if held else {}]).encode() if mine else b""
+    told = brought(head)
+    count = torch.tensor([len(groups)], dtype=torch.int64, device=world.device)
+    num_groups = int(world.communicator.all_gather(count)[source].item())
+    blobs = [
+        brought(save_safetensors(dict(held.tensors[groups[n]])) if held and mine else b"")
+        for n in range(num_groups)
+    ]
+    if world.rank != 0:
+        return None
+    names, state = json.loads(told)
+    tensors = {
+        name: {key: tensor.clone() for key, tensor in load_safetensors(blob).items()}
+        for name, blob in zip(names, blobs, strict=True)
+    }
+    return CheckpointContents(tensors, state)

@@ -24,7 +24,8 @@ class StandingState:
     """Knows which step the weights stand after, and keeps them there while somebody reads.
 
     Attributes:
-        steps_done: Steps that the weights have in them; below 0 before the first and in between.
+        steps_done: Steps that the weights have in them; below 0 while they move, and before it is
+            known where the run goes on.
     """
 
     def __init__(

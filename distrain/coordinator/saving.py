@@ -118,6 +118,8 @@ class Saver:
             found.contents, model, ownership, self._average, self._world, back_to
         )
         self._state, self._best = state, best
+        # A stop in the first step saves what so far is in memory alone.
+        step.standing.steps_done = state.step
         self._on_disk = 0 if found.is_from_memory else found.step
         return state, best, found
 
@@ -385,6 +387,7 @@ class Saver:
                 self._told(written, 0.0)
                 self._note_failure()
                 time.sleep(pause_s)
+        self._snapshots.remove()
         self._recording.stopped(reason)
 
     def drain(self) -> None:

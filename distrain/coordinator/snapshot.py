@@ -65,7 +65,7 @@ class Slot:
         ):
             return None
         for group, tensors in contents.tensors.items():
-            _copy(tensors, self._groups[group])
+            copy_group(tensors, self._groups[group])
         body = {"step": step, "files": self._files, "state": dict(contents.state)}
         text = json.dumps(body).encode()
         if self._end + len(text) > self.num_bytes:
@@ -124,7 +124,8 @@ def _aligned(num_bytes: int) -> int:
 
 
 @torch.no_grad()
-def _copy(tensors: Mapping[str, torch.Tensor], to: Mapping[str, torch.Tensor]) -> None:
+def copy_group(tensors: Mapping[str, torch.Tensor], to: Mapping[str, torch.Tensor]) -> None:
+    """Copies tensors, from any device, to those of the same names on the host."""
     sources = [tensor.detach() for tensor in tensors.values()]
     if not sources:
         return

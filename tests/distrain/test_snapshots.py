@@ -154,7 +154,9 @@ def make_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [make_link, make_file, lambda path: path.chmod(0o755)])
-def test_what_others_could_have_put_there_is_not_read(tmp_path: Path, spoil: type[object]) -> None:
+def test_what_others_could_have_put_there_is_not_read(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
     folder = begun(tmp_path)
     take(folder, 1)
     spoil(folder.path)
@@ -219,7 +221,7 @@ def test_snapshots_are_as_frequent_as_their_cost_allows() -> None:
             now_s += seconds
             pace.took(seconds, now_s)
             taken += 1
-    assert taken == pytest.approx(now_s * MOST_SHARE / cost_s, rel=0.3)
+    assert 0.5 < taken / (now_s * MOST_SHARE / cost_s) <= 1.0
     often = Pace(None)
     for step in range(1, 10):
         assert often.is_due(step, step * 1.0)
@@ -385,11 +387,11 @@ def test_a_killed_run_goes_on_from_memory_and_stops_onto_the_disk(
     assert told(run) == told(unbroken[1])
 
 
-@pytest.mark.parametrize("operation", [1, 5, 8])
+@pytest.mark.parametrize("operation", [3, 8])
 def test_a_run_killed_while_it_writes_in_the_background_leaves_whole_checkpoints(
     tmp_path: Path, unbroken: tuple[str, Path], operation: int
 ) -> None:
-    """An operation of the second write: chunks, syncs and a rename. The loop is some steps on."""
+    """Before a sync, and before the rename, of the second one; the loop is some steps on."""
     run = tmp_path / "run"
     assert program(run, "--kill-in-write", operation).returncode == -signal.SIGKILL
     assert steps_in(run / "checkpoints") == [4]

@@ -86,7 +86,7 @@ def counted(function):  # type: ignore[no-untyped-def]
 run = pathlib.Path(arguments.run)
 if arguments.kill_in_write > 0:
     for name in ("pwritev", "fsync", "rename"):
-        setattr(os, name, counted(getattr(os, name)))
+        setattr(os, name, counted(getattr(os, name)))  # type: ignore[no-untyped-call]
 draw = np.random.default_rng(0)
 x = draw.standard_normal((128, 5)).astype("float32")
 trainer = distrain.Trainer(

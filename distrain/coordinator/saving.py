@@ -41,6 +41,9 @@ from distrain.step import StepResult, TrainingStep
 AT_REST_S = 5.0
 """So long an update may take that stands between a stop and the last save."""
 
+PREPARED_AT_ONCE_BYTES = 8 * 2**20
+"""Memory for larger snapshots is got in the background."""
+
 LAST_SAVE_PAUSES_S = (0.2, 1.0)
 """Before a run that is asked to stop tries again to save."""
 
@@ -288,7 +291,9 @@ class Saver:
         if self._snapshots.needs_memory and not self._has_prepared:
             self._has_prepared = True
             found = self._snapshot_contents(model, ownership)
-            self._writer.prepare(partial(self._snapshots.prepare, slot_bytes(found)))
+            num_bytes = slot_bytes(found)
+            if num_bytes > PREPARED_AT_ONCE_BYTES:
+                self._writer.prepare(partial(self._snapshots.prepare, num_bytes))
         if self._writer.is_preparing or not self._snapshots.is_due(self._state.step):
             return
         with self._saving:

@@ -19,7 +19,8 @@ NOTICED_S, GONE_S = 1.0, 2.0
 def test_ten_killed_workers_cost_ten_restarts_and_no_bit(digits: Path, tmp_path: Path) -> None:
     expected, moments, folder = unbroken(digits, *LONG), random_moments(), tmp_path / "run"
     delays_s: list[float] = []
-    with train(digits, folder, 3, *LONG) as run:
+    stood: list[int] = []
+    with train(digits, folder, 3, *LONG, "--checkpoint.snapshot-every", 1) as run:
         for number in range(1, KILLS + 1):
             run.until(lambda: is_training(folder, number))  # noqa: B023 - it is called here
             # Not before the first checkpoint, so that each restart tells that it goes on.
@@ -29,6 +30,7 @@ def test_ten_killed_workers_cost_ten_restarts_and_no_bit(digits: Path, tmp_path:
             rank = moments.randrange(3)
             victim, said_before = run.worker(rank), len(run.lines)
             killed = time.monotonic()
+            stood.append(last_step(folder))
             victim.kill()
             run.until(lambda: len(run.lines) >= said_before + 2)  # noqa: B023
             delays_s.append(run.lines[said_before][0] - killed)
@@ -40,7 +42,8 @@ def test_ten_killed_workers_cost_ten_restarts_and_no_bit(digits: Path, tmp_path:
     assert outcome(folder) == expected
     resumed = [event["step"] for event in named(folder, "resume")]
     assert len(resumed) == KILLS
-    assert all(step % 5 == 0 for step in resumed)
+    # What the log tells of last may not be in memory yet.
+    assert all(step >= before - 1 for step, before in zip(resumed, stood, strict=True))
     assert status(folder)["starts"] == KILLS + 1
 
 
@@ -62,7 +65,8 @@ def test_fresh_moves_the_old_run_aside_once_whenever_a_worker_dies(
     assert sorted(path.name for path in tmp_path.glob("run*")) == ["run", "run.old-1"]
     assert status(aside)["time"] == ended
     assert outcome(folder) == outcome(aside) == expected
-    assert [event["step"] for event in named(folder, "resume")] == [10]
+    (resumed,) = named(folder, "resume")
+    assert resumed["step"] >= 10
 
 
 def test_a_killed_launcher_leaves_no_process_whenever_it_is_killed(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_the_last_checkpoint(
 ) -> None:
     folder, calls = tmp_path / "run", tmp_path / "calls"
     fault = {"FAULT": "all:hang:12", "CALLS": str(calls)}
-    with train_faulty(digits, folder, workers, **fault) as run:
+    with train_faulty(digits, folder, workers, "--checkpoint.snapshot-every", 0, **fault) as run:
         run.until(lambda: has_line(tmp_path / "calls-0", "hang"))
         run.ctrl_c()
         time.sleep(0.5)  # as a person does; two signals at once are one

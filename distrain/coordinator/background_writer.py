@@ -3,12 +3,13 @@
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import StorageError
 from distrain.coordinator.checkpoint import CheckpointContents
+from distrain.coordinator.daemon import begun
 from distrain.coordinator.run_state import RunState
 
 Write = Callable[[RunState, CheckpointContents], Path]
@@ -56,7 +57,6 @@ class BackgroundWriter:
     def __init__(self, write: Write | None) -> None:
         """`write` is called in the thread; None where there is only something to `prepare`."""
         self._write = write
-        self._pool = ThreadPoolExecutor(1, "distrain-checkpoint")
         self._job: Future[Written | None] | None = None
         self._changing = threading.Lock()
         self._prepares = False
@@ -87,7 +87,7 @@ class BackgroundWriter:
     def _begin(self, work: Callable[[], Written | None]) -> None:
         with self._changing:
             assert self._job is None
-            self._job = self._pool.submit(work)
+            self._job = begun(work, "distrain-checkpoint")
 
     def told(self, *, wait: bool = False) -> Written | None:
         """What became of the last checkpoint, once; None where there is nothing (yet) to tell.
@@ -103,7 +103,3 @@ class BackgroundWriter:
                 return job.result()
             finally:
                 self._job = None
-
-    def close(self) -> None:
-        """Waits until all is done."""
-        self._pool.shutdown(wait=True)

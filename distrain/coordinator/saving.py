@@ -410,17 +410,16 @@ class Saver:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Waits for the checkpoint that is being written."""
-        try:
-            self.drain()
-        except ConfigError as second:  # a newer start has taken over
-            if error is None:
-                raise
-            error.add_note(f"(and a checkpoint was given up: {second})")
-        finally:
-            if self._writer is not None:
-                self._writer.close()
-        if is_over(error):
+        """Waits for the checkpoint that is being written, unless all is to end at once."""
+        if not isinstance(error, KeyboardInterrupt):
+            try:
+                self.drain()
+            except ConfigError as second:  # a newer start has taken over
+                if error is None:
+                    raise
+                error.add_note(f"(and a checkpoint was given up: {second})")
+        # A worker that is done knows not that the others are: who takes snapshots removes them.
+        if is_over(error) and (error is not None or self._snapshots.held is not None):
             self._snapshots.remove()
 
 

@@ -11,13 +11,14 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from distrain.coordinator.daemon import begun
 from distrain.errors import ConfigError
 
 CHUNK_BYTES = 16 * 2**20
@@ -109,9 +110,13 @@ class TensorFile:
                     digests[number] = _written(file, number * CHUNK_BYTES, pieces)
 
             side_by_side = min(WRITERS, -(-self.num_bytes // CHUNK_BYTES))
-            with ThreadPoolExecutor(side_by_side, "distrain-write") as pool:
-                for done in [pool.submit(work) for _ in range(side_by_side)]:
-                    done.result()
+            writers = [begun(work, "distrain-chunks") for _ in range(1, side_by_side)]
+            try:
+                work()
+            finally:
+                wait(writers)  # the file must not be closed under them
+            for writer in writers:
+                writer.result()
             os.fsync(file)
         finally:
             os.close(file)

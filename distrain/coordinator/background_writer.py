@@ -51,6 +51,42 @@ def write_timed(write: Write, state: RunState, contents: CheckpointContents) -> 
     return Written(state.step, folder.name, num_bytes, seconds)
 
 
+class WriteNews:
+    """Tells what became of checkpoints; of one that failed once all workers know.
+
+    Attributes:
+        failed_step: Of the newest one that could not be written; 0 where the last one was.
+    """
+
+    def __init__(self, note: Callable[..., None]) -> None:
+        """`note(event, text, **fields)` tells the observers."""
+        self._note, self._untold = note, ""
+        self.failed_step = 0
+
+    def told(self, written: Written, stall_s: float) -> None:
+        """One was written, or was not; training stood still for so long."""
+        if written.trouble:
+            self.note_failure()
+            self.failed_step = written.step
+            self._untold = f"no checkpoint at step {written.step}: {written.trouble}"
+            return
+        self.failed_step = 0
+        self._note(
+            "checkpoint",
+            f"wrote {written.name}",
+            step=written.step,
+            bytes=written.num_bytes,
+            stall_s=round(stall_s, 6),
+            write_s=round(written.write_s, 4),
+        )
+
+    def note_failure(self) -> None:
+        """Notes the newest failure, unless it is noted."""
+        if self._untold:
+            text, self._untold = self._untold, ""
+            self._note("checkpoint_failed", text)
+
+
 class BackgroundWriter:
     """Does one thing at a time in a thread of its own."""
 

@@ -13,7 +13,7 @@ from typing import NoReturn, Self
 import torch
 
 from data_pipeline.errors import StorageError
-from distrain.coordinator.background_writer import BackgroundWriter, Written, write_timed
+from distrain.coordinator.background_writer import BackgroundWriter, WriteNews, write_timed
 from distrain.coordinator.checkpoint import CheckpointContents
 from distrain.coordinator.checkpointing import (
     Checkpoint,
@@ -26,10 +26,10 @@ from distrain.coordinator.recording import Recording
 from distrain.coordinator.return_point import Described, ReturnPoints
 from distrain.coordinator.run_state import RunState
 from distrain.coordinator.snapshot import Slot, slot_bytes
-from distrain.coordinator.snapshot_keeper import SnapshotKeeper
+from distrain.coordinator.snapshot_keeper import SnapshotKeeper, is_over
 from distrain.coordinator.stops import StopAskedError, StoppedError, end_process, reason_of
 from distrain.coordinator.taking_up import Found, newest_state
-from distrain.errors import BadStepError, ConfigError, ExitCode, exit_code_of, is_lost_peer
+from distrain.errors import BadStepError, ConfigError
 from distrain.learn.averaging import AveragedWeights
 from distrain.parallel.communicator import broadcast_bytes
 from distrain.parallel.optimizer_state import OptimizerState
@@ -88,8 +88,7 @@ class Saver:
         self._on_disk = 0
         self._saving = threading.Lock()
         self._stall_s = 0.0
-        self._failed = Written(0, "", 0, 0.0)
-        self._is_noted = True
+        self._news = WriteNews(recording.note)
         self._is_shared = self._has_prepared = False
         self.unsaved_step = 0
 
@@ -117,9 +116,7 @@ class Saver:
             )
         self._average, ownership, self._back_to = step.average, step.update.ownership, back_to
         self._is_shared = ownership.is_shared
-        state, best = take_up(
-            found.contents, model, ownership, self._average, self._world, back_to
-        )
+        state, best = take_up(found.contents, model, ownership, self._average, self._world, back_to)
         self._state, self._best = state, best
         # A stop in the first step saves what so far is in memory alone.
         step.standing.steps_done = state.step
@@ -153,7 +150,7 @@ class Saver:
             ConfigError: a newer start has taken the run over.
         """
         self._tell()
-        return {Flag.SAVE: int(self._is_time()), Flag.UNSAVED: self._failed.step}
+        return {Flag.SAVE: int(self._is_time()), Flag.UNSAVED: self._news.failed_step}
 
     def _is_time(self) -> bool:
         if self._keeper is None or self._writer is None or self._writer.is_busy:
@@ -164,39 +161,18 @@ class Saver:
         """A step was done, and all know with it whether a checkpoint could not be written."""
         self._state = state
         self.unsaved_step = max(result.flags[Flag.UNSAVED])
-        self._note_failure()
+        self._news.note_failure()
 
     def passed(self, state: RunState) -> None:
         """Steps were counted that are not done."""
         self._state = state
         self._recording.reached(state)
 
-    def _note_failure(self) -> None:
-        if not self._is_noted:
-            self._is_noted = True
-            step, trouble = self._failed.step, self._failed.trouble
-            self._recording.note("checkpoint_failed", f"no checkpoint at step {step}: {trouble}")
-
     def _tell(self, *, wait: bool = False) -> None:
         """Tells of the checkpoint that was written in the background, if there is one."""
         written = self._writer.told(wait=wait) if self._writer else None
         if written is not None:
-            self._told(written, self._stall_s)
-
-    def _told(self, written: Written, stall_s: float) -> None:
-        if written.trouble:
-            self._note_failure()
-            self._failed, self._is_noted = written, False
-            return
-        self._failed = Written(0, "", 0, 0.0)
-        self._recording.note(
-            "checkpoint",
-            f"wrote {written.name}",
-            step=written.step,
-            bytes=written.num_bytes,
-            stall_s=round(stall_s, 6),
-            write_s=round(written.write_s, 4),
-        )
+            self._news.told(written, self._stall_s)
 
     def state(
         self,
@@ -282,7 +258,7 @@ class Saver:
         if taken is not None:
             self._stall_s = time.monotonic() - began
         elif written := self._writer.told(wait=True):  # read from where the next step will move it
-            self._told(written, time.monotonic() - began)
+            self._news.told(written, time.monotonic() - began)
 
     def _snapshot(self, model: torch.nn.Module, ownership: Ownership, began: float) -> None:
         """Takes a snapshot where one is due; gets the memory for it while the next steps go on."""
@@ -385,12 +361,12 @@ class Saver:
                     found = self._contents(model, optimizer)
                     written = write_timed(keeper.write, self._state, found)
                 if not written.trouble:
-                    self._told(written, written.write_s)
+                    self._news.told(written, written.write_s)
                     break
                 if pause_s is None:
                     raise StorageError(written.trouble)
-                self._told(written, 0.0)
-                self._note_failure()
+                self._news.told(written, 0.0)
+                self._news.note_failure()
                 time.sleep(pause_s)
         self._snapshots.remove()
         self._recording.stopped(reason)
@@ -398,7 +374,7 @@ class Saver:
     def drain(self) -> None:
         """Waits for the checkpoint that is being written, and tells of it."""
         self._tell(wait=True)
-        self._note_failure()
+        self._news.note_failure()
 
     def __enter__(self) -> Self:
         """For `with`: what is being written at its end is written whole."""
@@ -421,16 +397,3 @@ class Saver:
         # A worker that is done knows not that the others are: who takes snapshots removes them.
         if is_over(error) and (error is not None or self._snapshots.held is not None):
             self._snapshots.remove()
-
-
-def is_over(error: BaseException | None) -> bool:
-    """Whether no start will need a run's snapshots after one that ended by this error, or none.
-
-    A worker that was lost is started again. A run whose last save failed, or that was interrupted
-    again while it saved, can go on from its memory; and what a newer start has taken over is its.
-    """
-    if error is None or isinstance(error, StoppedError):
-        return True
-    if is_lost_peer(error):
-        return False
-    return exit_code_of(error) not in (ExitCode.STORAGE, ExitCode.CTRL_C, ExitCode.CONFIG)

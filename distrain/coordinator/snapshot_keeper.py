@@ -10,7 +10,9 @@ from distrain.coordinator.host_memory import NoRoomError, SnapshotFolder, own_me
 from distrain.coordinator.pace import Pace
 from distrain.coordinator.slots import Slots
 from distrain.coordinator.snapshot import Slot
+from distrain.coordinator.stops import StoppedError
 from distrain.coordinator.taking_up import is_first_of_host
+from distrain.errors import ExitCode, exit_code_of, is_lost_peer
 from distrain.parallel.world import World
 
 Taken = tuple[Slot, CheckpointContents]
@@ -134,3 +136,16 @@ class SnapshotKeeper:
         """Nobody will need them any more."""
         if self._folder is not None:
             self._folder.remove()
+
+
+def is_over(error: BaseException | None) -> bool:
+    """Whether no start will need a run's snapshots after one that ended by this error, or none.
+
+    A worker that was lost is started again. A run whose last save failed, or that was interrupted
+    again while it saved, can go on from its memory; and what a newer start has taken over is its.
+    """
+    if error is None or isinstance(error, StoppedError):
+        return True
+    if is_lost_peer(error):
+        return False
+    return exit_code_of(error) not in (ExitCode.STORAGE, ExitCode.CTRL_C, ExitCode.CONFIG)

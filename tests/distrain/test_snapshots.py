@@ -29,9 +29,9 @@ from distrain.coordinator.host_memory import (
 from distrain.coordinator.pace import MOST_SHARE, Pace
 from distrain.coordinator.run_folder import RunFolder
 from distrain.coordinator.run_layout import RUNNING, folder_name, steps_in
-from distrain.coordinator.saving import is_over
 from distrain.coordinator.slots import Slots
 from distrain.coordinator.snapshot import HEAD_BYTES, Slot, read_contents, read_state, slot_bytes
+from distrain.coordinator.snapshot_keeper import is_over
 from distrain.coordinator.stops import StoppedError
 from distrain.coordinator.taking_up import Found, newest_state
 from distrain.errors import ConfigError, DistrainError, LostPeerError, ProgramError

@@ -153,6 +153,19 @@ def make_file(path: Path) -> None:
     path.write_text("")
 
 
+def test_a_run_that_has_gone_back_forgets_what_came_later(tmp_path: Path) -> None:
+    folder = begun(tmp_path)
+    slots = Slots(folder.allocate, is_read=True, keeps_newest=True)
+    for step in (8, 9):
+        slots.take(step, some_contents(step))
+    slots.clear()
+    assert folder.newest("a", most_step=99) is None
+    slots.take(5, some_contents(5))
+    found = folder.newest("a", most_step=99)
+    assert found is not None
+    assert found[0] == 5
+
+
 @pytest.mark.parametrize("spoil", [make_link, make_file, lambda path: path.chmod(0o755)])
 def test_what_others_could_have_put_there_is_not_read(
     tmp_path: Path, spoil: Callable[[Path], None]

@@ -255,7 +255,7 @@ class Host:
 def run(tmp_path: Path) -> Iterator[RunFolder]:
     """A run's folder, whose log tells of 9 steps."""
     with RunFolder(tmp_path / "run", {"seed": 1}, fresh=False) as folder:
-        folder.begin({}, {}, 1, 9, goes_on=False)
+        folder.begin({}, {"world_size": 1}, 1, 9, goes_on=False)
         steps = [json.dumps({"event": "step", "step": step}) + "\n" for step in range(1, 10)]
         (folder.path / "events.jsonl").write_text("".join(steps))
         yield folder
@@ -323,11 +323,11 @@ def test_a_snapshot_stands_in_for_checkpoints_that_are_damaged(
 def test_a_run_that_begins_anew_in_a_folder_is_another_one(tmp_path: Path, run: RunFolder) -> None:
     before = run.run_id
     assert len(before) == 32
-    run.begin({}, {}, 1, 9, goes_on=True)
+    run.begin({}, {"world_size": 1}, 1, 9, goes_on=True)
     run.write_status(RUNNING)
     assert run.run_id == before
     snapshots = host_with(tmp_path / "0", before, 6, 7)
-    run.begin({}, {}, 1, 9, goes_on=False)
+    run.begin({}, {"world_size": 1}, 1, 9, goes_on=False)
     assert run.run_id != before
     (found,) = found_by([Host(run, snapshots)])
     assert found == Found(0, None, is_from_memory=False)

@@ -221,8 +221,8 @@ class RunFolder:
         """Who writes: `starts` counts how often the run was started, also by its launcher."""
         started = 0 if self._generation is None else self._generation.number
         who = {"pid": os.getpid(), "host": socket.gethostname(), "workers": self._workers}
-        these = {"run_id": self._run_id, "starts": started}
-        return {**these, **who, "workers_range": os.environ.get(WORKERS)}
+        who |= {"run_id": self._run_id, "starts": started}
+        return {**who, "workers_range": os.environ.get(WORKERS)}
 
     def write_result(self, model: torch.nn.Module) -> Path:
         """Writes the model's state to `model.safetensors`."""

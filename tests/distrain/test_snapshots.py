@@ -153,6 +153,19 @@ def make_file(path: Path) -> None:
     path.write_text("")
 
 
+def test_a_run_that_has_gone_back_forgets_what_came_later(tmp_path: Path) -> None:
+    folder = begun(tmp_path)
+    slots = Slots(folder.allocate, is_read=True, keeps_newest=True)
+    for step in (8, 9):
+        slots.take(step, some_contents(step))
+    slots.clear()
+    assert folder.newest("a", most_step=99) is None
+    slots.take(5, some_contents(5))
+    found = folder.newest("a", most_step=99)
+    assert found is not None
+    assert found[0] == 5
+
+
 @pytest.mark.parametrize("spoil", [make_link, make_file, lambda path: path.chmod(0o755)])
 def test_what_others_could_have_put_there_is_not_read(
     tmp_path: Path, spoil: Callable[[Path], None]
@@ -242,7 +255,7 @@ class Host:
 def run(tmp_path: Path) -> Iterator[RunFolder]:
     """A run's folder, whose log tells of 9 steps."""
     with RunFolder(tmp_path / "run", {"seed": 1}, fresh=False) as folder:
-        folder.begin({}, {}, 1, 9, goes_on=False)
+        folder.begin({}, {"world_size": 1}, 1, 9, goes_on=False)
         steps = [json.dumps({"event": "step", "step": step}) + "\n" for step in range(1, 10)]
         (folder.path / "events.jsonl").write_text("".join(steps))
         yield folder
@@ -310,11 +323,11 @@ def test_a_snapshot_stands_in_for_checkpoints_that_are_damaged(
 def test_a_run_that_begins_anew_in_a_folder_is_another_one(tmp_path: Path, run: RunFolder) -> None:
     before = run.run_id
     assert len(before) == 32
-    run.begin({}, {}, 1, 9, goes_on=True)
+    run.begin({}, {"world_size": 1}, 1, 9, goes_on=True)
     run.write_status(RUNNING)
     assert run.run_id == before
     snapshots = host_with(tmp_path / "0", before, 6, 7)
-    run.begin({}, {}, 1, 9, goes_on=False)
+    run.begin({}, {"world_size": 1}, 1, 9, goes_on=False)
     assert run.run_id != before
     (found,) = found_by([Host(run, snapshots)])
     assert found == Found(0, None, is_from_memory=False)

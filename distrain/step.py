@@ -195,7 +195,6 @@ class TrainingStep:
             BadStepError: of a kind that `limits` don't have skipped; on all workers alike; the
                 weights are those before the step.
         """
-        self._world.phases.enter(Phase.FORWARD)
         digest = self.check.word(batch.step)
         before = scaling = (loss_scale or LossScale()) if self._settings.scales_loss else None
         self._loss_scale = 1.0 if scaling is None else scaling.scale
@@ -207,9 +206,7 @@ class TrainingStep:
         for _ in self._leaves(batch, owned, columns):
             pass
         self._guard.check()
-        self._world.phases.enter(Phase.REDUCTION)
         summed = self._sum.close({**raised(), Flag.STATE: digest})
-        self._world.phases.enter(Phase.UPDATE)
         self.check.judge(batch.step, summed.flags[Flag.STATE])
         if summed.is_wrong:  # seen by all workers alike: once more, the slow way
             self._statistics.restore()

@@ -7,6 +7,7 @@ from enum import IntEnum
 
 import torch
 
+from distrain.coordinator.phases import Phase
 from distrain.errors import ConfigError
 from distrain.numerics import NORM_BLOCK
 from distrain.parallel.collector import GradientCollector
@@ -163,6 +164,7 @@ class StepSum:
 
     def begin(self, num_leaves: int, *, alone: bool = False) -> range:
         """Starts a step; returns this worker's leaves. `alone`: they are looked at, not summed."""
+        self._world.phases.enter(Phase.FORWARD)
         self._was_late, self.is_alone = False, alone
         return self._reduction.begin(num_leaves)
 
@@ -194,7 +196,9 @@ class StepSum:
     def close(self, raised: Mapping[Flag, int]) -> Summed:
         """Exchanges what has not travelled yet."""
         raised = {**raised, Flag.LATE: int(self._was_late)}
+        self._world.phases.enter(Phase.REDUCTION)
         reduced = self._reduction.sum([raised.get(kind, 0) for kind in Flag])
+        self._world.phases.enter(Phase.UPDATE)
         flags = {kind: tuple(row[kind] for row in reduced.flags) for kind in Flag}
         is_wrong = any(flags[Flag.LATE])
         if is_wrong:

@@ -184,8 +184,7 @@ class Trainer:
             groups,
             decay_norms_and_biases=decay_norms_and_biases,
         )
-        self._inputs, self._target, self._seed = inputs, target, seed
-        self._metrics, self._average = tuple(metrics), average
+        self._seed, self._metrics, self._average = seed, tuple(metrics), average
         self._reading = Reading(self._work, seed, prepare, standardize=standardize)
         self._step_settings = StepSettings(
             target=target,
@@ -317,7 +316,7 @@ class Trainer:
         metrics, sets = self._work.metric_set(self._metrics, train), ValidationSets(validation)
         rules = self._rules.settled(sets.directions(metrics))
         datasets = (train, *sets.by_prefix.values())
-        check_datasets(datasets, (self._inputs, self._target), self._world, verify=verify)
+        check_datasets(datasets, (self._work.inputs, self._work.target), self._world, verify=verify)
         self.optimizer = self._make_optimizer()
         # They move no weight, but the sums of an epoch in hand are theirs.
         self._settings["metrics"] = list(metrics.given)
@@ -355,8 +354,8 @@ class Trainer:
 
     def predict(self, dataset: Dataset) -> torch.Tensor:
         """The model's outputs `(N, ...)` for all rows in their order, on every worker's host."""
-        target = (self._target,) if self._target in dataset.columns else ()
-        recipe = self._reading.recipe(dataset, columns=(self._inputs, *target))
+        target = (self._work.target,) if self._work.target in dataset.columns else ()
+        recipe = self._reading.recipe(dataset, columns=(self._work.inputs, *target))
         return Evaluation(self.model, self._work.prediction, self._world, self._seed).outputs(
             dataset, recipe
         )
@@ -366,7 +365,7 @@ class Trainer:
     ) -> Scores:
         evaluation = Evaluation(self.model, self._work.step, self._world, self._seed, raised)
         return evaluation.scores(
-            dataset, self._reading.recipe(dataset), metrics, target=self._target
+            dataset, self._reading.recipe(dataset), metrics, target=self._work.target
         )
 
     def _training_step(

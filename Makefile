@@ -2,15 +2,17 @@
 PYTHON ?= python3
 WORKERS ?= 2
 JOBS ?= 2
+SEED ?= $(shell date +%s)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help train test check format horovod clean
+.PHONY: help train test faults check format horovod clean
 
 help:
 	@echo "make train   set up, write the digits data, train on $(WORKERS) workers (WORKERS=n)"
 	@echo "make test    set up, run the tests, $(JOBS) at a time (JOBS=n)"
+	@echo "make faults  set up, inject every fault into runs (SEED=n; OUT=FILE.json for a record)"
 	@echo "make check   set up, check format, lint and types"
 	@echo "make format  set up, format the code"
 	@echo "make horovod set up, build and install Horovod, for --parallel.backend horovod"
@@ -35,6 +37,10 @@ train: $(READY) shards/digits/manifest.json
 test: $(READY)
 	@echo "== running the tests"
 	$(BIN)/python -m pytest --numprocesses $(JOBS)
+
+faults: $(READY)
+	@echo "== injecting every fault"
+	$(BIN)/python -m tests.faults --seed $(SEED) $(if $(OUT),--out $(OUT))
 
 check: $(READY)
 	@echo "== checking format, lint and types"

@@ -4,8 +4,10 @@ import argparse
 import math
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, get_args
 
@@ -16,7 +18,7 @@ from distrain.errors import DistrainError, ExitCode, UsageError, exit_code_of
 from launch.checkpoint_parser import add_checkpoint, run_checkpoint
 from launch.data_parser import add_data, run_data
 from launch.failure import Cause, TerminatedError, report_of, tell
-from launch.node_range import NodeRange
+from launch.node_range import STORE_THREAD, NodeRange
 from launch.replay_command import add_replay, replay
 from launch.slots import WorkerRange
 
@@ -79,10 +81,23 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception:  # noqa: BLE001 - a fault of ours: shown whole, with the code for it
         cause = Cause(0, ExitCode.FAULT, traceback.format_exc().rstrip())
     if cause is None:
-        sys.exit(ExitCode.DONE)
+        _exit(ExitCode.DONE)
     rank = f" (rank {cause.rank})" if cause.rank else ""
     tell(f"distrain{rank}: {cause.text}\n", sys.stderr)
-    sys.exit(cause.exit_code)
+    _exit(cause.exit_code)
+
+
+def _exit(code: int) -> NoReturn:
+    """Ends at once where a thread may still wait for a dead link in torch's store.
+
+    Python would end that thread within torch's code, and the process with SIGABRT for it.
+    """
+    if any(thread.name == STORE_THREAD for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> Cause | None:

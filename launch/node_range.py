@@ -10,6 +10,10 @@ JOIN_S = 600.0
 """So long MIN machines are waited for."""
 
 
+STORE_THREAD = "distrain-store"
+"""The name of the thread that asks the store where they meet."""
+
+
 @dataclass(frozen=True)
 class NodeRange:
     """How many machines there may be, and where they meet."""

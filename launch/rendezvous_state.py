@@ -22,6 +22,8 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     _RendezvousState,
 )
 
+from launch.node_range import STORE_THREAD
+
 T = TypeVar("T")
 
 ANSWER_S = 10.0
@@ -40,7 +42,7 @@ class StoreLink:
         self._store, self._answer_s = store, answer_s
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self.is_lost = False
-        threading.Thread(target=self._serve, name="distrain-store", daemon=True).start()
+        threading.Thread(target=self._serve, name=STORE_THREAD, daemon=True).start()
 
     def call(self, operation: Callable[[Store], T]) -> T:
         """What the store answers.

@@ -103,8 +103,11 @@ class Started:
 
     def worker(self, rank: int) -> psutil.Process:
         """The live worker of that rank; waits until it is there."""
-        self.until(lambda: rank in self.workers())
-        return self.workers()[rank]
+        found = self.workers()
+        while rank not in found:  # which may end between two looks
+            self.until(lambda: rank in self.workers())
+            found = self.workers()
+        return found[rank]
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Waits until it holds; the command must not end before."""

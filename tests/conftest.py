@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from data_pipeline.sources.bundled import make_bundled
 
@@ -23,6 +24,9 @@ HOROVOD_IS_REQUIRED = "DISTRAIN_REQUIRE_HOROVOD"
 
 
 def pytest_configure() -> None:
+    # How long an example takes says nothing of what it claims; tests share the cores.
+    settings.register_profile("distrain", deadline=None)
+    settings.load_profile("distrain")
     if os.environ.get(HOROVOD_IS_REQUIRED) and find_spec("horovod") is None:
         raise pytest.UsageError(f"{HOROVOD_IS_REQUIRED} is set, and Horovod is not installed")
 

@@ -2,11 +2,16 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
+from textwrap import wrap
 
 from distrain.coordinator.run_layout import DONE, RUNNING, STOPPED
 from distrain.coordinator.run_status import LOST, RunStatus, read_status
 from distrain.coordinator.score_lines import score_lines
+
+_WIDTH = 78
+"""Of a line, in a terminal of 80 columns."""
 
 
 def show(folder: Path, *, as_json: bool) -> None:
@@ -57,7 +62,17 @@ def _details(status: RunStatus) -> list[str]:
         lines.append(f"result: {status.result}")
     if status.state not in (RUNNING, DONE):
         lines.append("to go on: the same command again")
-    return [f"  {line}" for line in lines]
+    return [f"  {line}" for line in (*lines, *_life(status))]
+
+
+def _life(status: RunStatus) -> list[str]:
+    """What happened to the run, each with its time."""
+    lines: list[str] = []
+    for at, text in status.life:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+        first = text.partition("\n")[0]
+        lines += wrap(first, _WIDTH, initial_indent=f"{when}  ", subsequent_indent=" " * 21)
+    return lines
 
 
 def duration(seconds: float) -> str:

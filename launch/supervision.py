@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
+from distrain.coordinator.restart_note import leave_restart
 from distrain.coordinator.stops import RESIZE, StoppedError, signal_name
 from distrain.errors import ExitCode
 from launch import fork_server
@@ -236,11 +237,20 @@ class Supervision:
             tell(_SHOW_CURSOR, sys.stdout)
         if cause.goes_on and self._asked is None:
             tell(f"distrain: {cause.text}\n", sys.stderr)
+            leave_restart(self._folder, cause.text)
             return
         if self._asked is not None or not is_retried(cause) or self._restarts == self._max_restarts:
             self.gives_up = True
             return
         self._restarts += 1
+        leave_restart(
+            self._folder,
+            cause.text,
+            rank=cause.rank,
+            exit_code=int(cause.exit_code),
+            restart=self._restarts,
+            most_restarts=self._max_restarts,
+        )
         tell(
             f"distrain (rank {cause.rank}): {cause.text}\n"
             f"distrain: {self._on_loss(cause, stepped)} (restart {self._restarts} of "

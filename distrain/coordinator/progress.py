@@ -15,7 +15,7 @@ from distrain.parallel.split import BatchPlan
 from distrain.step import StepResult
 
 REFRESH_PER_S = 4
-_NO_NEWS = ("checkpoint", "phases", "hang")
+_NO_NEWS = ("checkpoint", "phases", "hang", "restart")
 """Events that are for the log; of a hang the launcher has told."""
 
 LINE_EVERY_S = 10.0

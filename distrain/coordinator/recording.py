@@ -12,6 +12,7 @@ import torch
 from distrain.coordinator.environment import environment_of
 from distrain.coordinator.event_log import EventLog, recorded_epochs
 from distrain.coordinator.history import History
+from distrain.coordinator.log_tail import last_step
 from distrain.coordinator.observers import (
     Ending,
     EpochRecord,
@@ -23,6 +24,7 @@ from distrain.coordinator.observers import (
 from distrain.coordinator.progress import progress_observer, say, summary_lines
 from distrain.coordinator.prometheus import PrometheusEndpoint
 from distrain.coordinator.pulse import told_hangs
+from distrain.coordinator.restart_note import told_restart
 from distrain.coordinator.run_folder import RunFolder, load_model
 from distrain.coordinator.run_layout import DONE, EVENTS, FAILED, RESULT, STOPPED
 from distrain.coordinator.run_state import RunState, record_from_json
@@ -121,38 +123,56 @@ class Recording:
         before = self.folder.environment() if self.folder and goes_on else {}
         environment, notes = environment_of(self._world, before)
         hosts = hosts_of(self._world)
+        again = 0
         if self._world.rank == 0:
             if self.folder:
                 self.folder.begin(self._job, environment, epochs, self._steps, goes_on=goes_on)
-                check = self.folder.check_generation
-                self._observers.append(
-                    EventLog(
-                        self.folder.path,
-                        step,
-                        check,
-                        times_back=times_back,
-                        epochs=len(state.epochs),
-                    )
-                )
-                self._observers.append(TensorBoardLog(self.folder.path, step if goes_on else None))
-            self._observers.append(SlowRankNotes(self.note, hosts))
-            if self._show:
-                self._observers.append(progress_observer())
-            if self._prometheus_port is not None:
-                endpoint = PrometheusEndpoint(self._prometheus_port)
-                self._observers.append(endpoint)
-                notes.append(("prometheus", f"numbers for Prometheus at {endpoint.url}"))
+                again = max(0, last_step(self.folder.path / EVENTS) - step)
+            notes += self._add_observers(state, hosts, goes_on=goes_on)
         for observer in self._observers:
             observer.begin(plan, epochs)
         passed_over = [f"a damaged checkpoint is passed over: {text}" for text in found.damaged]
-        for hang in told_hangs(pulse_folder() if self._world.rank == 0 else None):
-            self.note("hang", **hang)
-        for event, text in (*(("damaged", text) for text in passed_over), *notes):
-            self.note(event, text)
+        notes = [*(("damaged", text) for text in passed_over), *notes]
+        self._tell_of_start(step, notes)
         if goes_on:
             source = "memory" if found.is_from_memory else "disk"
             text = f"going on after step {step}" + ", from memory" * found.is_from_memory
-            self.note("resume", text, step=step, source=source)
+            if again:
+                text += f"; {again} step{'s' * (again > 1)} to be done again"
+            facts = {"source": source, "workers": self._world.size, "steps_again": again}
+            self.note("resume", text, step=step, **facts)
+
+    def _add_observers(
+        self, state: RunState, hosts: Sequence[str], *, goes_on: bool
+    ) -> list[tuple[str, str]]:
+        """Those of the folder, the terminal and whoever asks; what is to be said of them."""
+        notes: list[tuple[str, str]] = []
+        if self.folder:
+            step, epochs = state.step, len(state.epochs)
+            back, check = state.numbers.times_back, self.folder.check_generation
+            path = self.folder.path
+            self._observers += (
+                EventLog(path, step, check, times_back=back, epochs=epochs),
+                TensorBoardLog(path, step if goes_on else None),
+            )
+        self._observers.append(SlowRankNotes(self.note, hosts))
+        if self._show:
+            self._observers.append(progress_observer())
+        if self._prometheus_port is not None:
+            endpoint = PrometheusEndpoint(self._prometheus_port)
+            self._observers.append(endpoint)
+            notes.append(("prometheus", f"numbers for Prometheus at {endpoint.url}"))
+        return notes
+
+    def _tell_of_start(self, step: int, notes: Sequence[tuple[str, str]]) -> None:
+        """Why the launcher has started the workers again, if it has, and what else there is."""
+        left_in = pulse_folder() if self._world.rank == 0 else None
+        if restart := told_restart(left_in):
+            self.note("restart", step=step, **restart)
+        for hang in told_hangs(left_in):
+            self.note("hang", **hang)
+        for event, text in notes:
+            self.note(event, text)
 
     def note(self, event: str, text: str, **fields: Any) -> None:
         """Something else happened: `text` says it to a person, `fields` to a program."""
@@ -193,7 +213,7 @@ class Recording:
 
     def stopped(self, reason: str) -> None:
         """The run was asked to stop, and all is saved."""
-        ending = Ending(f"stopped by {reason}", ExitCode.STOPPED)
+        ending = Ending(f"stopped by {reason}", ExitCode.STOPPED, details=self._where())
         self._end(ending)
         self._write_status(STOPPED, ending.reason, ExitCode.STOPPED)
         if self._show:
@@ -208,7 +228,7 @@ class Recording:
         epochs = self._state.epochs
         reason = "stopped early" if len(epochs) < self._planned else "finished"
         result = self.folder.write_result(model) if self.folder else None
-        self._end(Ending(reason, ExitCode.DONE, best))
+        self._end(Ending(reason, ExitCode.DONE, best, self._where()))
         if self.folder:
             scores = _json_scores(epochs[-1].scores)
             self._write_status(DONE, reason, ExitCode.DONE, best_epoch=best, scores=scores)
@@ -224,9 +244,14 @@ class Recording:
         details = bad_fields(error) if isinstance(error, BadStepError) else {}
         if isinstance(error, HangError):
             details = error.details
+        details = {**self._where(), **details}
         self._end(Ending(str(error) or type(error).__name__, code, details=details))
         if self._planned:
             self._write_status(FAILED, str(error) or type(error).__name__, code)
+
+    def _where(self) -> dict[str, Any]:
+        """So that the log keeps how a start has ended where another goes on from there."""
+        return {"step": self._state.step}
 
     def _write_status(self, state: str, reason: str, code: ExitCode, **more: Any) -> None:
         if self.folder:

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,6 +31,15 @@ _MOST_EVENTS = 20_000
 """So far back the last epoch's scores are looked for."""
 
 
+MOST_LIFE = 10
+"""So many events of a run's life are told."""
+
+_LIFE = (
+    *("restart", "resume", "workers", "hang", "slow_rank", "slow_rank_over", "end"),
+    *("skip", "go_back", "plateau", "damaged", "checkpoint_failed", "environment"),
+)
+
+
 @dataclass(frozen=True)
 class RunStatus:
     """A run, as its folder tells.
@@ -51,6 +60,8 @@ class RunStatus:
         seconds_left: At that speed, without the evaluations to come; None where it doesn't run.
         scores: Of the last epoch.
         result: The file with the final weights.
+        life: What happened to the run beside steps, the newest last: seconds since 1970, and a
+            text.
     """
 
     state: str
@@ -71,6 +82,7 @@ class RunStatus:
     seconds_left: float | None
     scores: Mapping[str, float | None]
     result: str | None
+    life: Sequence[tuple[float, str]]
 
 
 def read_status(folder: Path) -> RunStatus:
@@ -115,6 +127,7 @@ def read_status(folder: Path) -> RunStatus:
         seconds_left=max(0, planned - step) / speed if speed else None,
         scores=scores_in(epochs[0]) if epochs else {},
         result=str(result) if result.is_file() else None,
+        life=_life(folder / EVENTS),
     )
 
 
@@ -146,6 +159,16 @@ def _events(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         if epochs and (len(steps) == _SPEED_STEPS or not same_start):
             break
     return steps, epochs
+
+
+def _life(path: Path) -> list[tuple[float, str]]:
+    """The newest events of a run's life, in their order."""
+    told = (event for event in islice(_from_end(path), _MOST_EVENTS) if event["event"] in _LIFE)
+    texts = [
+        (float(event["time"]), str(event.get("text") or event.get("reason", "")))
+        for event in islice(told, MOST_LIFE)
+    ]
+    return texts[::-1]
 
 
 def _from_end(path: Path) -> Iterator[dict[str, Any]]:

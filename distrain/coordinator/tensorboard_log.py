@@ -6,7 +6,7 @@ The file is the one that TensorBoard's writers make: records of `Event` messages
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ EVERY_STEPS = 10
 
 
 class TensorBoardLog:
-    """`train/...` and `update_ratio/...` by step, `epoch/...` by epoch."""
+    """Curves by step (`train/...`, `checkpoint/...`, `phases/...`), and by epoch (`epoch/...`)."""
 
     def __init__(self, folder: Path, step: int | None = None) -> None:
         """Opens a file in the run's folder; of a run that goes on, points after `step` are its.
@@ -42,9 +42,7 @@ class TensorBoardLog:
             path.parent.mkdir(exist_ok=True)
             self._writer: Any = RecordWriter(path.open("wb"))
             self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-            if (
-                step is not None
-            ):  # what other files have from here on belongs to a start that was cut off
+            if step is not None:  # what other files have from here on was cut off
                 self._begin_after(step)
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
@@ -100,11 +98,13 @@ class TensorBoardLog:
             say(f"the curves for TensorBoard end here: {error.strerror}")
             self._close()
 
-    def note(self, event: str, text: str, **fields: Any) -> None:  # noqa: ARG002 - no curve shows it
-        """Where a run has gone back, its curves begin anew."""
+    def note(self, event: str, text: str, **fields: Any) -> None:  # noqa: ARG002 - a curve has none
+        """Checkpoints and phases are curves; where a run has gone back, all begin anew."""
         if event == "go_back":
             with self._until_full():
                 self._begin_after(fields["step"])
+        for name, value in _curves(event, fields).items():
+            self._point(f"{event}/{name}", value, fields["step"])
 
     def end(self, ending: Ending) -> None:  # noqa: ARG002 - an observer is told how it ended
         """Closes the file."""
@@ -115,3 +115,10 @@ class TensorBoardLog:
         if writer is not None:
             with suppress(OSError):  # what a full disk has not taken is lost
                 writer.close()
+
+
+def _curves(event: str, fields: Mapping[str, Any]) -> Mapping[str, float]:
+    """Bytes and seconds of a checkpoint; where the workers' time goes, in seconds a step."""
+    if event == "checkpoint":
+        return {name: fields[name] for name in ("bytes", "stall_s", "write_s")}
+    return fields["seconds"] if event == "phases" else {}

@@ -46,6 +46,33 @@ def held(lock: Path) -> Iterator[None]:
         yield
 
 
+def test_what_happened_to_a_run_is_told_with_its_times(
+    tmp_path: Path, distrain: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    events = [
+        {"event": "begin", "time": 0.0},
+        step_event(1, 1.0),
+        {"event": "restart", "text": "worker 1 was killed by SIGKILL", "time": 2.0},
+        {"event": "resume", "text": "going on after step 1, from memory", "step": 1, "time": 3.0},
+        step_event(2, 4.0),
+        {"event": "phases", "text": "", "step": 2, "time": 4.5},
+        {"event": "damaged", "text": "word " * 20 + "\n  and a second line", "time": 5.0},
+        {"event": "end", "reason": "stopped by SIGTERM", "exit_code": 75, "time": 6.0},
+    ]
+    run = tmp_path / "run"
+    write_run(run, "stopped", events, reason="stopped by SIGTERM", exit_code=75)
+    assert [at for at, _ in read_status(run).life] == [2.0, 3.0, 5.0, 6.0]
+    lines = distrain("status", run).stdout.splitlines()
+    assert lines[-5:] == [
+        "  1970-01-01 00:00:02  worker 1 was killed by SIGKILL",
+        "  1970-01-01 00:00:03  going on after step 1, from memory",
+        "  1970-01-01 00:00:05  " + ("word " * 11).strip(),
+        " " * 23 + ("word " * 9).strip(),
+        "  1970-01-01 00:00:06  stopped by SIGTERM",
+    ]
+
+
 def test_a_running_run_tells_its_step_speed_and_the_time_left(
     tmp_path: Path, distrain: Run
 ) -> None:

@@ -38,7 +38,7 @@ def open_folder(path: Path, *, fresh: bool = False, **changes: object) -> RunFol
 
 def begun(path: Path, *, fresh: bool = False, job: Mapping[str, Any] | None = None) -> RunFolder:
     folder = open_folder(path, fresh=fresh)
-    folder.begin(job or {}, {"torch": "2"}, epochs=3, steps=12, goes_on=False)
+    folder.begin(job or {}, {"torch": "2", "world_size": 1}, epochs=3, steps=12, goes_on=False)
     return folder
 
 
@@ -113,7 +113,7 @@ def test_the_job_file_holds_the_job_and_its_identity(tmp_path: Path) -> None:
     recorded = tomllib.loads((tmp_path / "run" / "job.toml").read_text())
     assert recorded == {"training": {"epochs": 3}, "identity": IDENTITY}
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
-    assert environment == {"torch": "2"}
+    assert environment == {"torch": "2", "world_size": 1}
 
 
 def test_a_begin_clears_what_an_unfinished_start_left(tmp_path: Path) -> None:
@@ -222,7 +222,9 @@ def test_the_status_is_replaced_as_a_whole(tmp_path: Path) -> None:
         assert (running["pid"], running["host"]) == (os.getpid(), socket.gethostname())
         folder.write_status(DONE, exit_code=0)
         status = folder.status()
-    assert set(status) == {"state", "time", "starts", "pid", "host", "exit_code"}
+    who = {"run_id", "starts", "pid", "host", "workers", "workers_range"}
+    assert set(status) == {"state", "time", "exit_code", *who}
+    assert (status["run_id"], status["workers"]) == (running["run_id"], 1)
     assert (status["state"], status["exit_code"]) == ("done", 0)
 
 

@@ -27,8 +27,8 @@ def test_recovery_reports_seconds_and_steps_beside_torchrun(tmp_path: Path) -> N
 
 
 def test_goodput_reports_both_shares_of_each_mean_time(tmp_path: Path) -> None:
-    found = run(tmp_path, "goodput", "--workers", 2, "--seconds", 6, "--means", "5", "--seed", 1)
-    told = found["by_mean_time_between_kills_s"]["5"]
+    found = run(tmp_path, "goodput", "--workers", 2, "--seconds", 10, "--means", "7", "--seed", 1)
+    told = found["by_mean_time_between_kills_s"]["7"]
     assert told["kills"] >= 1
     for kind in ("distrain", "torchrun"):
         assert 0 < told[kind]["steps"] < 1

@@ -96,7 +96,13 @@ def test_all_workers_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_said_of_a_run_that_begins_or_goes_on_where_it_was() -> None:
     now, notes = environment_of(ALONE, {})
     assert notes == []
-    assert environment_of(ALONE, {**now, "world_size": 7})[1] == []
+    assert environment_of(ALONE, now)[1] == []
+
+
+def test_another_number_of_workers_is_told_and_is_no_other_environment() -> None:
+    now, _ = environment_of(ALONE, {})
+    told = environment_of(ALONE, {**now, "world_size": 7})[1]
+    assert told == [("workers", "the number of workers is 1 now, was 7")]
 
 
 def test_a_run_that_goes_on_elsewhere_says_once_what_has_changed(

@@ -44,7 +44,7 @@ def with_fields(**sections: dict[str, Any]) -> dict[str, Any]:
     ("raw", "message"),
     [
         (SMALLEST | {"optimiser": {}}, r"unknown field optimiser: did you mean optimizer\?"),
-        (SMALLEST | {"zzz": 1}, "unknown field zzz: known are average, checkpoint, data, early"),
+        (SMALLEST | {"zzz": 1}, "unknown field zzz: known are average, bad_numbers, checkpoint"),
         (with_fields(data={"input": "x"}), r"unknown field data\.input: did you mean inputs\?"),
         (with_fields(model={"built": "x"}), r"unknown field model\.built: did you mean build\?"),
         (

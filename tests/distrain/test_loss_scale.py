@@ -63,4 +63,4 @@ def test_a_scale_is_spent_below_1() -> None:
 @pytest.mark.parametrize("scale", [None, LossScale(1024.0, 7)])
 def test_the_scale_is_part_of_a_runs_state(scale: LossScale | None) -> None:
     state = RunState(step=3, loss_scale=scale)
-    assert RunState.from_json(state.to_json()) == state
+    assert RunState.from_json(state.to_json()).loss_scale == scale

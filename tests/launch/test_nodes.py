@@ -63,10 +63,10 @@ def test_machines_come_and_die_in_mid_epoch_and_the_weights_are_the_same(
             assert workers_now(folder) == 1
         first.process.terminate()
         assert first.ends() == 75, first.said
-    # For one that came all was saved; for one that died the last checkpoint was taken.
+    # For one that came all was saved; after one that died the newest state was taken.
     came, died = (event["step"] for event in named(folder, "resume"))
     assert came <= came_at
-    assert died % 10 == 0 or died == came
+    assert came <= died
     expect_the_same_in_the_end(digits, folder)
     assert "(restart 1 of 10)" in first.said
     assert "(restart 2 of 10)" not in first.said

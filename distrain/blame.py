@@ -1,4 +1,4 @@
-"""Which micro-batches are to blame for a loss or gradient that is not finite, or has jumped."""
+"""What is to blame: micro-batches for a bad loss or gradient, a parameter for ruined weights."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from distrain.bad_numbers import StepLimits
-from distrain.errors import NonFiniteError, SpikeError
+from distrain.errors import NonFiniteError, RuinedWeightsError, SpikeError
 from distrain.parallel.split import GlobalBatch
 from distrain.parallel.world import World
 
@@ -107,3 +107,14 @@ def at_fault(marks: torch.Tensor) -> tuple[str, list[int]]:
             first = row == row[row > 0].min()
             return what, torch.nonzero(first).flatten().tolist()
     return "sum of the gradients", list(range(marks.shape[1]))
+
+
+def check_finite(model: torch.nn.Module, step: int, epoch: int) -> None:
+    """Refuses weights that an update has ruined: the next step's loss would come too late.
+
+    Raises:
+        RuinedWeightsError: names the first parameter that is not finite, on all workers alike.
+    """
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise RuinedWeightsError(step=step, epoch=epoch, name=name)

@@ -15,7 +15,7 @@ from distrain.blame import Mark, RowsAt, new_marks, non_finite, spike
 from distrain.coordinator.ledger import Ledger, LedgerTotals
 from distrain.coordinator.metrics import MetricSet
 from distrain.coordinator.phases import Phase
-from distrain.errors import BadStepError, NonFiniteError, ProgramError, RuinedWeightsError
+from distrain.errors import BadStepError, NonFiniteError, ProgramError
 from distrain.learn.averaging import AveragedWeights
 from distrain.learn.loss_scale import LossScale
 from distrain.micro_batch import (
@@ -223,18 +223,12 @@ class TrainingStep:
             scaling = scaling.after(overflow=overflow)
             self._is_spent = scaling.is_spent
             if overflow and not self._is_spent:
-                lr = self._skip(batch, limits)
-                return StepResult(
-                    batch, totals, norm, lr, summed.flags, None, scaling, skipped=True
-                )
+                return self._skipped(batch, totals, norm, summed.flags, scaling, limits)
         bad = self._problem(batch, owned, columns, totals, norm, limits)
         if bad is not None:
             if bad.kind not in limits.skips:
                 raise bad
-            lr = self._skip(batch, limits)
-            return StepResult(
-                batch, totals, norm, lr, summed.flags, None, before, skipped=True, bad=bad
-            )
+            return self._skipped(batch, totals, norm, summed.flags, before, limits, bad)
         self._inspector.before(batch.step, partial(self.update.ownership.whole, summed.gradient))
         self.update.clip(summed.gradient, norm)
         lr = self.update.set_learning_rate(batch.step, limits.lr_factor)
@@ -266,12 +260,22 @@ class TrainingStep:
         self._sum.gradients.clear()
         return spike(batch, self._losses, self._rows_at, self._world, limits, value)
 
-    def _skip(self, batch: GlobalBatch, limits: StepLimits) -> float:
-        """Counts a step that moves nothing; gives its learning rate."""
+    def _skipped(
+        self,
+        batch: GlobalBatch,
+        totals: LedgerTotals,
+        norm: float,
+        flags: Mapping[Flag, tuple[int, ...]],
+        scaling: LossScale | None,
+        limits: StepLimits,
+        bad: BadStepError | None = None,
+    ) -> StepResult:
+        """Counts a step that moves nothing."""
         self._sum.gradients.clear()
         with self.standing.moving_to(batch.step + 1):
             self._statistics.restore()
-        return self.update.set_learning_rate(batch.step, limits.lr_factor)
+        lr = self.update.set_learning_rate(batch.step, limits.lr_factor)
+        return StepResult(batch, totals, norm, lr, flags, None, scaling, skipped=True, bad=bad)
 
     @property
     def nothing(self) -> LedgerTotals:
@@ -386,14 +390,3 @@ class TrainingStep:
         self.check.compare(batch.step)  # a worker's silent error would be the cause
         gathered = self._world.communicator.all_gather(marks.to(self._world.device)).sum(0).cpu()
         return non_finite(batch, gathered, self._rows_at, spent_scale=self._is_spent)
-
-
-def check_finite(model: torch.nn.Module, step: int, epoch: int) -> None:
-    """Refuses weights that an update has ruined: the next step's loss would come too late.
-
-    Raises:
-        RuinedWeightsError: names the first parameter that is not finite, on all workers alike.
-    """
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise RuinedWeightsError(step=step, epoch=epoch, name=name)

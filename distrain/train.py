@@ -10,6 +10,7 @@ import torch
 from data_pipeline.batches import Batch
 from distrain.assembly import Assembly
 from distrain.bad_numbers import NumbersState
+from distrain.blame import check_finite
 from distrain.coordinator.early_stopping import judge
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.observers import EpochRecord
@@ -23,7 +24,7 @@ from distrain.coordinator.stops import StopAskedError
 from distrain.errors import BadStepError, RuinedWeightsError
 from distrain.learn.loss_scale import LossScale
 from distrain.parallel.summing import Flag
-from distrain.step import StepResult, check_finite
+from distrain.step import StepResult
 from distrain.validation import Measured
 
 Weights = dict[str, torch.Tensor]

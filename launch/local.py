@@ -60,17 +60,8 @@ def run_workers(
     """
     if isinstance(workers, int):
         workers = WorkerRange(workers, workers)
-    if backend == "horovod" and find_spec("horovod") is None:
-        raise ConfigError(
-            'parallel.backend is "horovod", and Horovod is not installed: install it by '
-            '`make horovod`, or set parallel.backend = "torch"'
-        )
-    if backend == "horovod" and (workers.is_elastic or nodes is not None):
-        raise ConfigError(
-            'parallel.backend is "horovod", whose workers are of one machine and of a fixed '
-            "number here: give --workers one number and leave --nodes out, or set "
-            'parallel.backend = "torch"'
-        )
+    if backend == "horovod":
+        _check_horovod(is_fixed=not workers.is_elastic and nodes is None)
     os.environ[BEGAN] = began_now()
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _terminate)
@@ -99,6 +90,21 @@ def run_workers(
 
         group = ElasticGroup(arguments, workers, max_restarts or 0, grace_s, Path(folder), run)
         return group.run_alone() if nodes is None else group.run_with_others(nodes)
+
+
+def _check_horovod(*, is_fixed: bool) -> None:
+    """Refuses it where it is not there, or would have to take more or fewer workers."""
+    if find_spec("horovod") is None:
+        raise ConfigError(
+            'parallel.backend is "horovod", and Horovod is not installed: install it by '
+            '`make horovod`, or set parallel.backend = "torch"'
+        )
+    if not is_fixed:
+        raise ConfigError(
+            'parallel.backend is "horovod", whose workers are of one machine and of a fixed '
+            "number here: give --workers one number and leave --nodes out, or set "
+            'parallel.backend = "torch"'
+        )
 
 
 def _run_on_horovod(

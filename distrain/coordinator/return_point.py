@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from distrain.bad_numbers import BadNumbers
+from distrain.blame import check_finite
 from distrain.coordinator.run_state import RunState
 from distrain.parallel.optimizer_state import Held
 from distrain.parallel.ownership import Ownership
-from distrain.step import TrainingStep, check_finite
+from distrain.step import TrainingStep
 
 MODEL, OPTIMIZER, AVERAGE, BEST = (
     f"return_{name}" for name in ("model", "optimizer", "average", "best")

@@ -28,9 +28,9 @@ from distrain.coordinator.generation import HAS_STEPPED, WORKERS
 from distrain.errors import UsageError
 from launch.failure import HANDED_ON, STEPPED, Cause, tell
 from launch.nodes import Nodes
+from launch.places import Places
 from launch.rendezvous import BoundRendezvous
 from launch.resizing import Requests
-from launch.slots import Slots
 from launch.supervision import ALL_AGAIN, Supervision
 
 LOOK_EVERY_S = 0.1
@@ -50,7 +50,7 @@ class Agent(LocalElasticAgent):
         self,
         spec: WorkerSpec,
         folder: Path,
-        slots: Slots,
+        places: Places,
         requests: Requests | None = None,
         nodes: Nodes | None = None,
         *,
@@ -62,14 +62,14 @@ class Agent(LocalElasticAgent):
         Args:
             spec: Torch elastic's description; its number of workers is that of the first start.
             folder: Takes the workers' reports.
-            slots: The places for workers here.
+            places: The places for workers here.
             requests: For other numbers of workers.
             nodes: The link to other machines.
             grace_s: After so long a stop is enforced.
             max_restarts: How often all workers are started again after one was lost.
         """
         super().__init__(spec, DefaultLogsSpecs(log_dir=str(folder)), start_method="forkserver")
-        self._folder, self._slots, self._requests = folder, slots, requests
+        self._folder, self._places, self._requests = folder, places, requests
         self._nodes, self._arguments = nodes, spec.args
         self._supervision = Supervision(
             self._processes,
@@ -106,20 +106,20 @@ class Agent(LocalElasticAgent):
         ranks = list(self._processes())
         if not cause.by_itself or cause.rank not in ranks:
             return ALL_AGAIN
-        place = self._slots.lose(ranks.index(cause.rank), stepped=stepped)
+        place = self._places.lose(ranks.index(cause.rank), stepped=stepped)
         if place is None:
             return ALL_AGAIN
         return (
             f"worker place {place} was lost twice with no step between, and is given up: "
-            f"{_workers(len(self._slots))} start again"
+            f"{_workers(len(self._places))} start again"
         )
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         """Meets the other machines, with as many workers as there are to be."""
         self._pcontext = None
         spec, nodes = worker_group.spec, self._nodes
-        slots = self._slots.begin()
-        spec.local_world_size = len(slots)
+        places = self._places.begin()
+        spec.local_world_size = len(places)
         with self._supervision.waiting():
             super()._rendezvous(worker_group)
         rendezvous = spec.rdzv_handler
@@ -128,10 +128,10 @@ class Agent(LocalElasticAgent):
         self._remaining_restarts = spec.max_restarts - rendezvous.start
         told = {} if nodes is None else nodes.variables()
         if self._requests is not None:
-            told[WORKERS] = str(self._slots.range)
+            told[WORKERS] = str(self._places.range)
         if self._supervision.has_stepped:
             told[HAS_STEPPED] = "1"
-        spec.args = (*self._arguments, slots, told)
+        spec.args = (*self._arguments, places, told)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._supervision.prepare()
@@ -171,11 +171,11 @@ class Agent(LocalElasticAgent):
         if wanted is None:
             return
         try:
-            self._slots.resize(wanted)
+            self._places.resize(wanted)
         except UsageError as error:  # whoever has written it has not looked
             tell(f"distrain: {error}\n", sys.stderr)
             return
-        if wanted != len(self._slots.taken):
+        if wanted != len(self._places.taken):
             tell(f"distrain: {_workers(wanted)} are asked for\n", sys.stderr)
             self._supervision.resize()
 

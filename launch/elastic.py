@@ -22,8 +22,9 @@ from launch.agent import MOST_STARTS, Agent
 from launch.failure import Cause, is_retried, tell
 from launch.node_range import NodeRange
 from launch.nodes import Nodes
+from launch.number_range import NumberRange
+from launch.places import Places
 from launch.resizing import Requests
-from launch.slots import Slots, WorkerRange
 from launch.worker import work
 
 TURN_S = 0.001
@@ -44,7 +45,7 @@ class ElasticGroup:
     """
 
     arguments: Sequence[str]
-    workers: WorkerRange
+    workers: NumberRange
     max_restarts: int
     grace_s: float
     folder: Path
@@ -116,7 +117,7 @@ class ElasticGroup:
         return Agent(
             spec,
             self.folder,
-            Slots(self.workers),
+            Places(self.workers),
             Requests(self.run) if self.run is not None and takes_requests else None,
             nodes,
             grace_s=self.grace_s,

@@ -17,7 +17,7 @@ from distrain.errors import ConfigError, UsageError
 from launch import fork_server
 from launch.failure import REPORTS, Cause, TerminatedError
 from launch.node_range import NodeRange
-from launch.slots import WorkerRange
+from launch.number_range import NumberRange
 from launch.worker import Alone, failure_of
 
 HOROVOD_EVERY_S = 0.1
@@ -29,7 +29,7 @@ GRACE_S = 30.0
 
 def run_workers(
     arguments: Sequence[str],
-    workers: int | WorkerRange,
+    workers: int | NumberRange,
     *,
     max_restarts: int | None = None,
     grace_s: float = GRACE_S,
@@ -59,7 +59,7 @@ def run_workers(
         UsageError: a launcher's workers would start workers of their own.
     """
     if isinstance(workers, int):
-        workers = WorkerRange(workers, workers)
+        workers = NumberRange(workers, workers)
     if backend == "horovod":
         _check_horovod(is_fixed=not workers.is_elastic and nodes is None)
     os.environ[BEGAN] = began_now()

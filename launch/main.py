@@ -19,8 +19,8 @@ from launch.checkpoint_parser import add_checkpoint, run_checkpoint
 from launch.data_parser import add_data, run_data
 from launch.failure import Cause, TerminatedError, report_of, tell
 from launch.node_range import STORE_THREAD, NodeRange
+from launch.number_range import NumberRange
 from launch.replay_command import add_replay, replay
-from launch.slots import WorkerRange
 
 _PLAN_USAGE = """\
 usage: distrain plan JOB [--workers N] [--seconds S] [--json]
@@ -197,7 +197,7 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> Cause | None:
     nodes = None if known.nodes is None else NodeRange.parse(known.nodes, known.rendezvous)
     return train_command.train(
         known.job,
-        None if known.workers is None else WorkerRange.parse(known.workers),
+        None if known.workers is None else NumberRange.parse("--workers", known.workers),
         overrides,
         fresh=known.fresh,
         max_restarts=_checked_restarts(known.max_restarts),
@@ -234,8 +234,8 @@ def _replay(parser: argparse.ArgumentParser, arguments: list[str]) -> Cause | No
     return replay(known, overrides, script)
 
 
-def _fixed_workers(given: str | None) -> WorkerRange | None:
-    workers = None if given is None else WorkerRange.parse(given)
+def _fixed_workers(given: str | None) -> NumberRange | None:
+    workers = None if given is None else NumberRange.parse("--workers", given)
     if workers is not None and workers.is_elastic:
         raise UsageError(f"--workers is {given}; MIN:MAX is for `distrain train`, give one number")
     return workers

@@ -5,10 +5,10 @@ from typing import Self
 
 from distrain.errors import ExitCode, UsageError
 from launch.failure import Cause
+from launch.number_range import NumberRange
 
 JOIN_S = 600.0
 """So long MIN machines are waited for."""
-
 
 STORE_THREAD = "distrain-store"
 """The name of the thread that asks the store where they meet."""
@@ -30,13 +30,7 @@ class NodeRange:
         Raises:
             UsageError: it is no range, or there is no place to meet.
         """
-        first, colon, second = nodes.partition(":")
-        numbers = [text.strip() for text in (first, second if colon else first)]
-        if not all(text.isdecimal() for text in numbers):
-            raise UsageError(f"--nodes is {nodes!r}; give a number, or MIN:MAX such as 1:4")
-        least, most = map(int, numbers)
-        if not 1 <= least <= most:
-            raise UsageError(f"--nodes is {nodes}; at least 1, and the smaller number first")
+        numbers = NumberRange.parse("--nodes", nodes)
         if rendezvous is None:
             raise UsageError(
                 f"--nodes {nodes} needs --rendezvous HOST:PORT, the same on all machines; HOST is "
@@ -45,7 +39,7 @@ class NodeRange:
         host, _, port = rendezvous.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
             raise UsageError(f"--rendezvous is {rendezvous!r}; give HOST:PORT")
-        return cls(least, most, host.strip("[]"), int(port))
+        return cls(numbers.least, numbers.most, host.strip("[]"), int(port))
 
     @property
     def place(self) -> str:

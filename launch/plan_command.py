@@ -11,7 +11,7 @@ from distrain.config import Job
 from distrain.parallel.split import plan_batches, useful_world_sizes
 from launch.failure import Cause
 from launch.local import run_workers
-from launch.slots import WorkerRange
+from launch.number_range import NumberRange
 from launch.status_command import duration
 from launch.train_command import checked_job, resolved
 
@@ -22,7 +22,7 @@ INDENT = " " * 10
 
 def plan(
     path: Path,
-    workers: WorkerRange | None,
+    workers: NumberRange | None,
     overrides: Sequence[str],
     *,
     seconds: float,

@@ -16,7 +16,7 @@ from distrain.coordinator.run_layout import RESIZE, RUNNING
 from distrain.coordinator.run_status import read_status
 from distrain.coordinator.stops import BEGAN
 from distrain.errors import UsageError
-from launch.slots import WorkerRange
+from launch.number_range import NumberRange
 
 ANSWER_S = 10.0
 """A launcher looks every 0.1 s, unless its workers are just being started."""
@@ -62,7 +62,7 @@ def resize(folder: Path, workers: int) -> str:
             f"the run in {folder} was started with a fixed number of workers: stop it by Ctrl-C, "
             "and start it again with --workers MIN:MAX"
         )
-    allowed = WorkerRange.parse(status.workers_range)
+    allowed = NumberRange.parse("--workers", status.workers_range)
     if not allowed.least <= workers <= allowed.most:
         raise UsageError(f"{workers} workers are asked for; the run was started with {allowed}")
     if workers == status.workers:

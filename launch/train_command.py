@@ -22,7 +22,7 @@ from distrain.parallel.split import BatchPlan, plan_batches
 from launch.failure import Cause, TerminatedError, tell
 from launch.local import run_workers
 from launch.node_range import NodeRange
-from launch.slots import WorkerRange
+from launch.number_range import NumberRange
 
 MOST_RESTARTS = 10
 """How often several workers are started again after one is lost, unless the command says."""
@@ -30,7 +30,7 @@ MOST_RESTARTS = 10
 
 def train(
     path: Path,
-    workers: WorkerRange | None,
+    workers: NumberRange | None,
     overrides: Sequence[str],
     *,
     fresh: bool,
@@ -71,7 +71,7 @@ def train(
 
 
 def checked_job(
-    command: str, path: Path, workers: WorkerRange | None, overrides: Sequence[str]
+    command: str, path: Path, workers: NumberRange | None, overrides: Sequence[str]
 ) -> tuple[Job, int]:
     """A job with its overrides, and the number of workers, as far as can be checked at once.
 
@@ -84,8 +84,8 @@ def checked_job(
 
 
 def planned_job(
-    command: str, path: Path, workers: WorkerRange | None, overrides: Sequence[str]
-) -> tuple[Job, BatchPlan, WorkerRange]:
+    command: str, path: Path, workers: NumberRange | None, overrides: Sequence[str]
+) -> tuple[Job, BatchPlan, NumberRange]:
     """A job with its overrides, its batches, and the numbers of workers, not held against them.
 
     Raises:
@@ -95,7 +95,7 @@ def planned_job(
     return job, check_job(job), check_workers(workers)
 
 
-def fitting_workers(plan: BatchPlan, workers: WorkerRange, nodes: NodeRange | None) -> WorkerRange:
+def fitting_workers(plan: BatchPlan, workers: NumberRange, nodes: NodeRange | None) -> NumberRange:
     """As many as there are micro-batches for; a machine's share of them where there are several.
 
     Raises:
@@ -111,7 +111,7 @@ def fitting_workers(plan: BatchPlan, workers: WorkerRange, nodes: NodeRange | No
             f"distrain: of {workers} workers {most} are started, one for each micro-batch\n",
             sys.stderr,
         )
-    return WorkerRange(workers.least, most)
+    return NumberRange(workers.least, most)
 
 
 @contextmanager
@@ -127,13 +127,13 @@ def _stopped_at_start(reason: str) -> Cause:
     return Cause(0, ExitCode.STOPPED, str(StoppedError(reason)))
 
 
-def check_workers(workers: WorkerRange | None) -> WorkerRange:
+def check_workers(workers: NumberRange | None) -> NumberRange:
     """The numbers of workers: as given, else one a GPU, else 1."""
     if workers is None:
         import torch  # noqa: PLC0415 - only needed to count GPUs
 
         count = max(1, torch.cuda.device_count())
-        return WorkerRange(count, count)
+        return NumberRange(count, count)
     return workers
 
 

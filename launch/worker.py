@@ -147,7 +147,7 @@ def work(
     launcher: int,
     search_path: Sequence[str],
     settings: Mapping[str, str],
-    slots: Sequence[int] = (),
+    places: Sequence[int] = (),
     told: Mapping[str, str] | None = None,
 ) -> None:
     """A worker's process, from its begin: dies with the launcher, and leaves a report if it fails.
@@ -157,7 +157,7 @@ def work(
         launcher: The launcher's process, which is told of signals that come to this one.
         search_path: Where Python looks for modules.
         settings: The launcher's `fork_server.settings`.
-        slots: By local rank, which of this machine's places for workers, and so which of its
+        places: By local rank, which of this machine's places for workers, and so which of its
             devices, is whose; each its own unless given.
         told: Variables that the launcher has for this start.
     """
@@ -166,8 +166,8 @@ def work(
     os.setsid()  # Ctrl-C in a terminal is for the launcher, which hands it on
     rank = int(os.environ.get("HOROVOD_RANK") or os.environ["RANK"])
     os.environ.update(told or {})
-    if slots:
-        os.environ["LOCAL_RANK"] = str(slots[int(os.environ["LOCAL_RANK"])])
+    if places:
+        os.environ["LOCAL_RANK"] = str(places[int(os.environ["LOCAL_RANK"])])
     name_process(f"distrain-r{rank}")
     sys.path[:] = search_path
     fork_server.restore(settings)

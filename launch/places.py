@@ -5,48 +5,12 @@ though its rank moves up.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
 
 from distrain.errors import UsageError
+from launch.number_range import NumberRange
 
 
-@dataclass(frozen=True)
-class WorkerRange:
-    """How many workers a machine may have: `MIN:MAX`, or one number for both."""
-
-    least: int
-    most: int
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """From the command line.
-
-        Raises:
-            UsageError: it is no such range, or a number is below 1.
-        """
-        first, colon, second = text.partition(":")
-        least, most = first.strip(), (second if colon else first).strip()
-        if not (least.isdecimal() and most.isdecimal()):
-            raise UsageError(f"--workers is {text!r}; give a number, or MIN:MAX such as 1:4")
-        found = cls(int(least), int(most))
-        if found.least < 1:
-            raise UsageError(f"--workers is {text}; at least 1 is needed")
-        if found.most < found.least:
-            raise UsageError(f"--workers is {text}; MIN:MAX has the smaller number first")
-        return found
-
-    @property
-    def is_elastic(self) -> bool:
-        """Whether the number may change while a run goes on."""
-        return self.least < self.most
-
-    def __str__(self) -> str:
-        """As on the command line."""
-        return f"{self.least}:{self.most}" if self.is_elastic else str(self.least)
-
-
-class Slots:
+class Places:
     """The places that workers are started in, the next time and now.
 
     Attributes:
@@ -54,7 +18,7 @@ class Slots:
         taken: By local rank, the place of each worker of this start.
     """
 
-    def __init__(self, workers: WorkerRange) -> None:
+    def __init__(self, workers: NumberRange) -> None:
         """Takes as many as there may be."""
         self.range = workers
         self._next = list(range(workers.most))

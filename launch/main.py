@@ -81,23 +81,27 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception:  # noqa: BLE001 - a fault of ours: shown whole, with the code for it
         cause = Cause(0, ExitCode.FAULT, traceback.format_exc().rstrip())
     if cause is None:
-        _exit(ExitCode.DONE)
+        sys.exit(ExitCode.DONE)
     rank = f" (rank {cause.rank})" if cause.rank else ""
     tell(f"distrain{rank}: {cause.text}\n", sys.stderr)
-    _exit(cause.exit_code)
+    sys.exit(cause.exit_code)
 
 
-def _exit(code: int) -> NoReturn:
-    """Ends at once where a thread may still wait for a dead link in torch's store.
+def command() -> NoReturn:
+    """What the shell's `distrain` is: `main` in a process that is its own.
 
-    Python would end that thread within torch's code, and the process with SIGABRT for it.
+    It ends at once where a thread may still wait for a dead link in torch's store: Python would end
+    that thread within torch's code, and the process with SIGABRT for it.
     """
-    if any(thread.name == STORE_THREAD for thread in threading.enumerate()):
+    try:
+        main()
+    except SystemExit as ended:
+        if all(thread.name != STORE_THREAD for thread in threading.enumerate()):
+            raise
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()
-        os._exit(code)
-    sys.exit(code)
+        os._exit(ended.code if isinstance(ended.code, int) else ExitCode.DONE)
 
 
 def _run(arguments: list[str]) -> Cause | None:
@@ -263,4 +267,4 @@ def _launch(known: argparse.Namespace) -> Cause | None:
 
 
 if __name__ == "__main__":
-    main()
+    command()

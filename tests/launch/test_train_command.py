@@ -88,7 +88,11 @@ def test_a_run_goes_on_where_nobody_reads_its_lines_any_more(digits: Path, tmp_p
         ([JOB, "--workers", "9:12"], 78, "9 workers, but a global batch of 256 has only 8"),
         ([JOB, "--nodes", "1:2"], 64, "--nodes 1:2 needs --rendezvous HOST:PORT"),
         ([JOB, "--rendezvous", "a:1"], 64, "give --nodes MIN:MAX as well"),
-        ([JOB, "--nodes", "2:1", "--rendezvous", "a:1"], 64, "--nodes is 2:1; at least 1, and"),
+        (
+            [JOB, "--nodes", "2:1", "--rendezvous", "a:1"],
+            64,
+            "--nodes is 2:1; MIN:MAX has the smaller number first",
+        ),
         ([JOB, "--nodes", "2", "--rendezvous", "a"], 64, "--rendezvous is 'a'; give HOST:PORT"),
         ([JOB, "--data.path", "gone"], 65, "no data set at gone: the folder does not exist"),
         ([JOB, "--data.path", "empty"], 65, "no data set at empty: it holds no manifest.json"),

@@ -28,7 +28,10 @@ EVERY_STEPS = 10
 
 
 class TensorBoardLog:
-    """Curves by step (`train/...`, `checkpoint/...`, `phases/...`), and by epoch (`epoch/...`)."""
+    """Curves over steps: `train/...`, `checkpoint/...`, `phases/...`, and `epoch/...` at its end.
+
+    All by the one axis that TensorBoard can cut back where a run goes on from an earlier step.
+    """
 
     def __init__(self, folder: Path, step: int | None = None) -> None:
         """Opens a file in the run's folder; of a run that goes on, points after `step` are its.
@@ -80,8 +83,8 @@ class TensorBoardLog:
     def epoch(self, record: EpochRecord) -> None:
         """The epoch's scores."""
         for name, score in record.scores.items():
-            self._point(f"epoch/{name}", score, record.epoch)
-        self._point("speed/samples_per_s", record.samples_per_s, record.epoch)
+            self._point(f"epoch/{name}", score, record.step)
+        self._point("speed/samples_per_s", record.samples_per_s, record.step)
 
     def _point(self, name: str, value: float, at: int) -> None:
         """Adds a point."""

@@ -236,21 +236,36 @@ def test_an_orphan_finds_that_another_writes_to_its_log(tmp_path: Path) -> None:
     newer.end(Ending("finished", 0))
 
 
-def test_tensorboard_has_a_point_each_tenth_step_and_each_epoch(tmp_path: Path) -> None:
-    tell(TensorBoardLog(tmp_path), epochs=6)
-    found = EventAccumulator(str(tmp_path / "tensorboard"))
+def curves_in(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """As TensorBoard itself reads them."""
+    found = EventAccumulator(str(run / "tensorboard"))
     found.Reload()
-    curves = {
+    return {
         tag: [(point.step, point.value) for point in found.Scalars(tag)]
         for tag in found.Tags()["scalars"]
     }
-    epochs = list(range(1, 7))
+
+
+def test_tensorboard_has_a_point_each_tenth_step_and_at_each_epochs_end(tmp_path: Path) -> None:
+    tell(TensorBoardLog(tmp_path), epochs=6)
+    curves = curves_in(tmp_path)
+    ends = [4 * epoch for epoch in range(1, 7)]
     assert curves["train/loss"] == [(10, 2.0), (20, 2.0)]
     assert curves["train/grad_norm"] == [(10, 1.5), (20, 1.5)]
     assert curves["train/lr"] == [(10, 0.5), (20, 0.5)]
-    assert curves["epoch/loss"] == [(epoch, 0.5) for epoch in epochs]
-    assert curves["epoch/val_loss"] == [(epoch, 0.75) for epoch in epochs]
-    assert [step for step, _ in curves["speed/samples_per_s"]] == epochs
+    assert curves["epoch/loss"] == [(end, 0.5) for end in ends]
+    assert curves["epoch/val_loss"] == [(end, 0.75) for end in ends]
+    assert [step for step, _ in curves["speed/samples_per_s"]] == ends
+
+
+def test_where_a_run_goes_back_its_curves_do_too(tmp_path: Path) -> None:
+    log = TensorBoardLog(tmp_path)
+    for epoch, loss in ((1, 0.5), (2, 0.25), (3, 0.125)):
+        log.epoch(epoch_record(epoch, loss=loss))
+    log.note("go_back", "went back", step=6)
+    log.epoch(epoch_record(2, loss=0.75))
+    log.end(Ending("finished", 8))
+    assert curves_in(tmp_path)["epoch/loss"] == [(4, 0.5), (8, 0.75)]
 
 
 def test_plain_lines_say_what_is_ahead_and_each_epochs_scores(

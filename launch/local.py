@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,6 +26,8 @@ HOROVOD_EVERY_S = 0.1
 
 GRACE_S = 30.0
 """Time that workers have to end after a signal, unless the job says otherwise."""
+
+_LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
 def run_workers(
@@ -86,10 +89,26 @@ def run_workers(
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         fork_server.start()
         # Imported here: torch takes 1 s, and one worker or a refused job has no need of it.
-        from launch.elastic import ElasticGroup  # noqa: PLC0415
+        with _without_stacks_in_cpp():
+            from launch.elastic import ElasticGroup  # noqa: PLC0415
 
         group = ElasticGroup(arguments, workers, max_restarts or 0, grace_s, Path(folder), run)
         return group.run_alone() if nodes is None else group.run_with_others(nodes)
+
+
+@contextmanager
+def _without_stacks_in_cpp() -> Iterator[None]:
+    """Torch reads it as it is imported: what it warns of in this process is told by us in a line.
+
+    The workers' torch warns as ever.
+    """
+    given = os.environ.get(_LOG_LEVEL)
+    os.environ.setdefault(_LOG_LEVEL, "ERROR")
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[_LOG_LEVEL]
 
 
 def _check_horovod(*, is_fixed: bool) -> None:

@@ -160,8 +160,9 @@ class Nodes:
         )
 
     def left_by_one(self) -> Cause:
-        """The cause where a machine has gone silent, and its workers with it."""
-        said = f"a machine was lost: it has said nothing for {KEEP_ALIVE_S * KEEP_ALIVES} s"
+        """The cause where a machine, and its workers with it, is no longer part of this start."""
+        silent = f"it has said nothing for {KEEP_ALIVE_S * KEEP_ALIVES} s"
+        said = f"a machine has left: its workers start again, or it is lost ({silent})"
         return Cause(0, ExitCode.WORKER_LOST, said)
 
     def too_few(self) -> Cause:

@@ -78,6 +78,7 @@ class Agent(LocalElasticAgent):
             grace_s=grace_s,
             max_restarts=max_restarts,
             on_loss=self._give_way,
+            on_hang=nodes.ask_for_stacks if nodes is not None else lambda: None,
         )
 
     @property
@@ -187,6 +188,9 @@ class Agent(LocalElasticAgent):
         try:
             if (self._folder / STEPPED).exists():
                 self._nodes.note_step()
+            if self._nodes.wants_stacks():
+                self._supervision.leave_stacks()
+                self._nodes.left_stacks()
             have_come = self._nodes.rendezvous.have_come()
         except RendezvousConnectionError:
             self._supervision.abandon(self._nodes.lost(), again=False)

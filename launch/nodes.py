@@ -42,12 +42,16 @@ KEEP_ALIVE_S, KEEP_ALIVES = 1, 5
 LINGER_S = 3.0
 """The machine that keeps the store waits so long for the others to have read how the run ended."""
 
+STACKS_S = 5.0
+"""So long a machine whose worker hangs waits for the others to keep the stacks of theirs."""
+
 _TRY_EVERY_S, _WAIT = 0.2, timedelta(seconds=60)
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 _SIOCGIFADDR = 0x8915
 _PREFIX = "distrain/"
 _LAUNCH, _STEPPED, _ENDED = _PREFIX + "launch", _PREFIX + "stepped", _PREFIX + "ended"
 _JOINED, _LEFT = _PREFIX + "joined", _PREFIX + "left"
+_HANGS, _STACKS = _PREFIX + "hangs", _PREFIX + "stacks"
 
 
 class Rendezvous(BoundRendezvous):
@@ -65,10 +69,15 @@ class Rendezvous(BoundRendezvous):
         """
         return super().num_nodes_waiting() > 0
 
+    @property
+    def machines(self) -> int:
+        """How many take part, as far as was read last."""
+        return len(self._state_holder.state.participants)
+
     def has_lost_any(self, machines: int) -> bool:
         """Whether fewer are there than this start has had, as far as was read last."""
-        state = self._state_holder.state
-        return self._this_node not in state.participants or len(state.participants) < machines
+        participants = self._state_holder.state.participants
+        return self._this_node not in participants or self.machines < machines
 
 
 class Nodes:
@@ -94,7 +103,8 @@ class Nodes:
         own = os.environ[BEGAN]
         self.launch = self._call(lambda store: store.compare_set(_LAUNCH, "", own)).decode()
         self._has_told_step = False
-        self._call(lambda store: store.add(_JOINED, 1))
+        self._hangs = self._counted(_HANGS)
+        self._counted(_JOINED, 1)
         self.rendezvous: Rendezvous = Rendezvous.from_backend(
             "distrain",
             store,
@@ -130,6 +140,36 @@ class Nodes:
         if not self._has_told_step:
             self._call(lambda store: store.set(_STEPPED, "1"))
             self._has_told_step = True
+
+    def _counted(self, what: str, more: int = 0) -> int:
+        return self._call(lambda store: store.add(what, more))
+
+    def ask_for_stacks(self) -> None:
+        """A worker hangs here: waits until the others have kept the stacks of theirs."""
+        others = self.rendezvous.machines - 1
+        with suppress(RendezvousError):
+            wanted = self._counted(_STACKS) + others
+            self._hangs = self._counted(_HANGS, 1)
+            end = time.monotonic() + STACKS_S
+            while self._counted(_STACKS) < wanted and time.monotonic() < end:
+                time.sleep(0.05)
+
+    def wants_stacks(self) -> bool:
+        """Whether a worker of another machine hangs, and ours are to leave their stacks.
+
+        Raises:
+            RendezvousConnectionError: the store is lost.
+        """
+        before, self._hangs = self._hangs, self._counted(_HANGS)
+        return self._hangs > before
+
+    def left_stacks(self) -> None:
+        """They have.
+
+        Raises:
+            RendezvousConnectionError: the store is lost.
+        """
+        self._counted(_STACKS, 1)
 
     def end(self, cause: Cause | None) -> None:
         """Tells all machines how the run ended; the first to say so counts."""
@@ -174,12 +214,12 @@ class Nodes:
         self.rendezvous._stop_heartbeats()
         end = time.monotonic() + LINGER_S
         with suppress(RendezvousError):
-            left = self._call(lambda store: store.add(_LEFT, 1))
+            left = self._counted(_LEFT, 1)
             while self._keeps_store and time.monotonic() < end:
-                if left >= self._call(lambda store: store.add(_JOINED, 0)):
+                if left >= self._counted(_JOINED):
                     return
                 time.sleep(0.05)
-                left = self._call(lambda store: store.add(_LEFT, 0))
+                left = self._counted(_LEFT)
 
 
 def interface_of(address: str) -> str | None:

@@ -68,6 +68,7 @@ class Supervision:
         grace_s: float,
         max_restarts: int,
         on_loss: Callable[[Cause, bool], str] = lambda _cause, _stepped: ALL_AGAIN,
+        on_hang: Callable[[], None] = lambda: None,
     ) -> None:
         """Takes the signals that are handed on.
 
@@ -78,12 +79,13 @@ class Supervision:
             grace_s: A stop is enforced after so long.
             max_restarts: How often all workers are started again after one was lost.
             on_loss: Is told the cause, and whether that start had done a step; says what comes.
+            on_hang: Is called while workers that hang, and those that wait for them, are there.
         """
         self.cause: Cause | None = None
         self.gives_up = False
         self.has_stepped = False
         self._processes, self._kill, self._folder = processes, kill, folder
-        self._on_loss = on_loss
+        self._on_loss, self._on_hang = on_loss, on_hang
         self._resize_until: float | None = None
         self._grace_s, self._max_restarts, self._restarts = grace_s, max_restarts, 0
         self._asked: int | None = None
@@ -154,8 +156,13 @@ class Supervision:
         is_watched = self._asked is None and until is None
         hang = self._hangs.look(self._alive()) if is_watched else None
         if hang is not None:
+            self._on_hang()
             self._end(hang)
         return hang is not None
+
+    def leave_stacks(self) -> str:
+        """Has the workers that are alive leave their stacks in the run's folder; says where."""
+        return self._hangs.leave_stacks(self._alive())
 
     def _alive(self) -> list[int]:
         """The processes of the workers that have not ended."""
@@ -178,7 +185,7 @@ class Supervision:
             cause = while_stopping(cause, self._asked, codes.values())
         elif codes and all(code == ExitCode.WORKER_LOST for code in codes.values()):
             # Who has not ended may be the one that these have waited for.
-            cause = replace(cause, text=cause.text + self._hangs.leave_stacks(self._alive()))
+            cause = replace(cause, text=cause.text + self.leave_stacks())
         self._end(cause)
 
     def abandon(self, cause: Cause, *, again: bool) -> None:

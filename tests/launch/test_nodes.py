@@ -1,5 +1,6 @@
 """Runs over several launchers, as on several machines: they come and die, the bits are the same."""
 
+import signal
 import socket
 import time
 from pathlib import Path
@@ -70,6 +71,27 @@ def test_machines_come_and_die_in_mid_epoch_and_the_weights_are_the_same(
     expect_the_same_in_the_end(digits, folder)
     assert "(restart 1 of 10)" in first.said
     assert "(restart 2 of 10)" not in first.said
+
+
+def test_a_hang_on_one_machine_is_named_there_and_all_machines_keep_their_stacks(
+    digits: Path, tmp_path: Path, place: str
+) -> None:
+    folder, more = tmp_path / "run", ("--nodes", 2, "--rendezvous", place)
+    job = (*JOB, "--run.hang-timeout-s", 3)
+    with train_faulty(digits, folder, 1, *job, *more, STEP_S="0.1") as first:
+        until_keeps(first, place)
+        with train_faulty(digits, folder, 1, *job, *more, STEP_S="0.1") as second:
+            first.until(lambda: is_training(folder, 1))
+            own = second.worker(0) if 0 in second.workers() else second.worker(1)
+            own.send_signal(signal.SIGSTOP)
+            first.until(lambda: bool(named(folder, "resume")))
+            second.process.terminate()
+            assert (first.ends(), second.ends()) == (75, 75), first.said + second.said
+    kept = {path.name.partition("-rank-")[2] for path in (folder / "stacks").iterdir()}
+    assert kept == {"0.txt", "1.txt"}
+    assert "(a signal has stopped its process)" in second.said
+    assert "hangs" not in first.said
+    expect_the_same_in_the_end(digits, folder)
 
 
 def test_a_fault_on_one_machine_ends_all_with_its_code_and_its_words(

@@ -104,7 +104,7 @@ class TrainingRun:
             except StopAskedError as asked:
                 watch.handled()
                 parts.world.phases.enter(Phase.CHECKPOINT)
-                saver.stop(asked, self._model, parts.step.update.ownership)
+                saver.stop(asked, self._model)
             watch.handled()
             parts.world.phases.enter(Phase.ENDING)
             saver.drain()

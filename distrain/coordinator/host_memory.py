@@ -3,18 +3,20 @@
 /dev/shm/distrain-UID-DIGEST/      of one run folder; this user's alone
     start-.../                     of one start: an orphan of an earlier one can't reach it
         run.json                   whose snapshots these are
-        slot-0, slot-1, slot-2
+        slot-0, slot-1, slot-2     of a run whose workers all hold the same state
+        part-0-of-2-slot-0, ...    of a sharded one: each worker's part of it
 """
 
 import hashlib
 import json
 import mmap
 import os
+import re
 import shutil
 import stat
-import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -23,6 +25,9 @@ from distrain.coordinator.snapshot import read_contents, read_state
 
 SHARED_MEMORY = Path("/dev/shm")
 RUN = "run.json"
+
+_START = "start-"
+_PART = re.compile(r"part-(\d+)-of-(\d+)-slot-\d+")
 
 MOST_SHARE = 0.5
 """Of the memory that is left; a slot that would take more is not made."""
@@ -75,6 +80,27 @@ def memory_left() -> int | None:
     return min(left, default=None)
 
 
+class Part(NamedTuple):
+    """One worker's part of a state, in some host's memory.
+
+    Attributes:
+        start: Of the run, in which it was copied.
+        step: That the state is after.
+        rank: Of the worker.
+        num_parts: How many workers there were.
+    """
+
+    start: str
+    step: int
+    rank: int
+    num_parts: int
+
+
+def part_name(rank: int, num_parts: int) -> str:
+    """What files with a worker's parts are called, without their slot's number."""
+    return f"part-{rank}-of-{num_parts}-slot"
+
+
 class SnapshotFolder:
     """Where the snapshots of a run lie on this host, for its next start to find."""
 
@@ -84,8 +110,12 @@ class SnapshotFolder:
         self.path = root / f"distrain-{os.geteuid()}-{digest}"
         self._mine: Path | None = None
 
-    def begin(self, owner: str) -> None:
-        """Makes this start's folder; `owner` tells one run from another.
+    def begin(self, owner: str, start: str) -> None:
+        """Makes this start's folder; several workers of a start may.
+
+        Args:
+            owner: Tells one run from another.
+            start: Tells one start from another; `[0-9a-f]+`.
 
         Raises:
             NoRoomError: there is no shared memory here, or somebody else's folder in the way.
@@ -94,8 +124,10 @@ class SnapshotFolder:
             with suppress(FileExistsError):
                 self.path.mkdir(mode=0o700)
             self._check_ours()
-            self._mine = Path(tempfile.mkdtemp(prefix="start-", dir=self.path))
-            (self._mine / RUN).write_text(json.dumps({"owner": owner}))
+            self._mine = self.path / f"{_START}{start}"
+            self._mine.mkdir(mode=0o700, exist_ok=True)
+            with suppress(FileExistsError), (self._mine / RUN).open("x") as file:
+                json.dump({"owner": owner}, file)
         except OSError as error:
             self._mine = None
             raise NoRoomError(f"{self.path}: {error.strerror or error}") from error
@@ -107,15 +139,19 @@ class SnapshotFolder:
         if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
             raise NoRoomError(f"{self.path} is another user's, or open to others")
 
-    def allocate(self, number: int, num_bytes: int) -> mmap.mmap:
+    def allocate(
+        self, number: int, num_bytes: int, *, name: str = "slot", beside_bytes: int = 0
+    ) -> mmap.mmap:
         """Memory for a slot, in this start's folder; takes the place of that of the same number.
+
+        `beside_bytes` are what other workers of this host get at the same time.
 
         Raises:
             NoRoomError: there is too little.
         """
         assert self._mine is not None
-        _check_left(num_bytes)
-        path = self._mine / f"slot-{number}"
+        _check_left(num_bytes + beside_bytes)
+        path = self._mine / f"{name}-{number}"
         try:
             path.unlink(missing_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -134,17 +170,31 @@ class SnapshotFolder:
 
     def newest(self, owner: str, most_step: int) -> tuple[int, Path] | None:
         """The newest whole snapshot of this run, of a step up to `most_step`, and its step."""
-        found: list[tuple[int, Path]] = []
+        found = [(step, path) for path in self._slots(owner, "slot-*") for step in _step(path)]
+        return max((one for one in found if one[0] <= most_step), default=None)
+
+    def parts(self, owner: str, steps: range) -> dict[Part, Path]:
+        """All parts of this run's state after one of these steps."""
+        found: dict[Part, Path] = {}
+        for path in self._slots(owner, "part-*"):
+            if match := _PART.fullmatch(path.name):
+                rank, num_parts = map(int, match.groups())
+                start = path.parent.name.removeprefix(_START)
+                parts = (Part(start, step, rank, num_parts) for step in _step(path))
+                found |= {part: path for part in parts if part.step in steps}
+        return found
+
+    def _slots(self, owner: str, pattern: str) -> list[Path]:
+        """Files that starts of this run have left; none where they can't be trusted or read."""
         with suppress(OSError, NoRoomError):
             self._check_ours()
-            for start in self.path.glob("start-*"):
-                if _owner_of(start) == owner:
-                    found += [(step, path) for path in start.glob("slot-*") for step in _step(path)]
-        return max((one for one in found if one[0] <= most_step), default=None)
+            starts = [path for path in self.path.glob(f"{_START}*") if _owner_of(path) == owner]
+            return [slot for start in starts for slot in start.glob(pattern)]
+        return []
 
     def forget_others(self) -> None:
         """Removes what earlier starts have left."""
-        for start in self.path.glob("start-*"):
+        for start in self.path.glob(f"{_START}*"):
             if start != self._mine:
                 shutil.rmtree(start, ignore_errors=True)
 
@@ -164,8 +214,11 @@ def _owner_of(start: Path) -> str | None:
 
 def _step(path: Path) -> list[int]:
     """The step of a slot's state, or nothing where it holds none."""
-    with _mapped(path) as memory:
-        body = read_state(memory)
+    try:
+        with _mapped(path) as memory:
+            body = read_state(memory)
+    except (OSError, ValueError):  # it is gone, or was cut off before it had any length
+        return []
     return [] if body is None else [int(body["step"])]
 
 
@@ -174,7 +227,7 @@ def read_snapshot(path: Path) -> CheckpointContents | None:
     try:
         with _mapped(path) as memory:
             return read_contents(memory)
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 

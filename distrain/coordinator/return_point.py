@@ -5,7 +5,7 @@ run's state: every worker has a copy in its host's memory, of a sharded optimize
 each checkpoint holds it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from distrain.bad_numbers import BadNumbers
 from distrain.blame import check_finite
 from distrain.coordinator.run_state import RunState
-from distrain.parallel.optimizer_state import Held
+from distrain.parallel.optimizer_state import Held, OptimizerState
 from distrain.parallel.ownership import Ownership
 from distrain.step import TrainingStep
 
@@ -94,19 +94,18 @@ class ReturnPoints:
         return point
 
     def described(
-        self, state: RunState, best: Tensors, *, is_needed: bool, apart: bool = False
+        self, state: RunState, best: Tensors, optimizer: Callable[[Held], OptimizerState]
     ) -> Described:
-        """What goes with the checkpoint of a state; where `is_needed`, all of the optimizer's.
-
-        Of a sharded optimizer all workers call it, `apart` as in `Ownership.optimizer_state`.
-        """
+        """What goes with a copy of a state; `optimizer` gives what is wanted of the optimizer's."""
         point = self.newest
         if point is None or self._is_at_one(state):
             return {}, None  # the state is the next point itself
-        ownership, numbers, groups = self._ownership, dict[str, float](), dict[str, Tensors]()
-        if is_needed or ownership.is_shared:
-            tensors, numbers = ownership.optimizer_state(point.optimizer, apart=apart)
-            groups = {MODEL: point.model, OPTIMIZER: tensors, AVERAGE: point.average}
+        tensors, numbers = optimizer(point.optimizer)
+        groups: dict[str, Tensors] = {
+            MODEL: point.model,
+            OPTIMIZER: tensors,
+            AVERAGE: point.average,
+        }
         if point.best is not best:
             groups[BEST] = point.best
         values = {

@@ -1,10 +1,11 @@
 """A run's states: when they are saved, how they reach the disk, and where they are taken up."""
 
+import json
+import secrets
 import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -15,25 +16,18 @@ import torch
 from data_pipeline.errors import StorageError
 from distrain.coordinator.background_writer import BackgroundWriter, WriteNews, write_timed
 from distrain.coordinator.checkpoint import CheckpointContents
-from distrain.coordinator.checkpointing import (
-    Checkpoint,
-    CheckpointKeeper,
-    contents,
-    is_scheduled,
-    take_up,
-)
+from distrain.coordinator.checkpointing import Checkpoint, CheckpointKeeper, is_scheduled, take_up
+from distrain.coordinator.part_snapshots import PartSnapshots
 from distrain.coordinator.recording import Recording
-from distrain.coordinator.return_point import Described, ReturnPoints
+from distrain.coordinator.return_point import ReturnPoints
 from distrain.coordinator.run_state import RunState
 from distrain.coordinator.snapshot import Slot, slot_bytes
-from distrain.coordinator.snapshot_keeper import SnapshotKeeper, is_over
+from distrain.coordinator.snapshot_keeper import PREPARED_AT_ONCE_BYTES, SnapshotKeeper, is_over
+from distrain.coordinator.state_contents import StateContents, WholeOptimizer
 from distrain.coordinator.stops import StopAskedError, StoppedError, end_process, reason_of
 from distrain.coordinator.taking_up import Found, newest_state
 from distrain.errors import BadStepError, ConfigError
-from distrain.learn.averaging import AveragedWeights
 from distrain.parallel.communicator import broadcast_bytes
-from distrain.parallel.optimizer_state import OptimizerState
-from distrain.parallel.ownership import Ownership
 from distrain.parallel.summing import Flag
 from distrain.parallel.world import World
 from distrain.step import StepResult, TrainingStep
@@ -41,19 +35,8 @@ from distrain.step import StepResult, TrainingStep
 AT_REST_S = 5.0
 """So long an update may take that stands between a stop and the last save."""
 
-PREPARED_AT_ONCE_BYTES = 8 * 2**20
-"""Memory for larger snapshots is got in the background."""
-
 LAST_SAVE_PAUSES_S = (0.2, 1.0)
 """Before a run that is asked to stop tries again to save."""
-
-
-@dataclass(frozen=True)
-class _Optimizer:
-    """The whole optimizer's state as it is, and what the run may go back to."""
-
-    now: OptimizerState = field(default_factory=lambda: ({}, {}))
-    back_to: Described = field(default_factory=lambda: ({}, None))
 
 
 class Saver:
@@ -80,16 +63,16 @@ class Saver:
         every_steps = policy.snapshot_every if policy is not None else 0
         where = Path(path) if path is not None else None
         self._snapshots = SnapshotKeeper(world, where, every_steps, recording.note)
+        self._parts = PartSnapshots(world, every_steps, recording.note)
         self._read: Slot | None = None
         self._state = RunState()
         self._best: Mapping[str, torch.Tensor] = {}
-        self._average: AveragedWeights | None = None
-        self._back_to: ReturnPoints | None = None
+        self._kept: StateContents | None = None
         self._on_disk = 0
         self._saving = threading.Lock()
         self._stall_s = 0.0
         self._news = WriteNews(recording.note)
-        self._is_shared = self._has_prepared = False
+        self._has_prepared = False
         self.unsaved_step = 0
 
     def take_up(
@@ -114,9 +97,9 @@ class Saver:
                 "give more epochs, name another folder with --run.dir, or start with --fresh, "
                 "which moves it aside"
             )
-        self._average, ownership, self._back_to = step.average, step.update.ownership, back_to
-        self._is_shared = ownership.is_shared
-        state, best = take_up(found.contents, model, ownership, self._average, self._world, back_to)
+        average, ownership = step.average, step.update.ownership
+        self._kept = StateContents(ownership, average, back_to)
+        state, best = take_up(found.contents, model, ownership, average, self._world, back_to)
         self._state, self._best = state, best
         # A stop in the first step saves what so far is in memory alone.
         step.standing.steps_done = state.step
@@ -131,26 +114,36 @@ class Saver:
     def begin(self) -> None:
         """From here on states may be saved."""
         folder = self._recording.folder
-        run_id = folder.run_id.encode() if folder else b""
-        run_id = broadcast_bytes(run_id, self._world.communicator, self._world.device)
-        if self._policy is None or not run_id:
+        told = json.dumps([folder.run_id, secrets.token_hex(8)]).encode() if folder else b""
+        told = broadcast_bytes(told, self._world.communicator, self._world.device)
+        if self._policy is None or not told:
             return
+        run_id, start = json.loads(told)
         if folder is not None:
             check = folder.check_generation
             self._keeper = CheckpointKeeper(self._policy, folder.checkpoints, check)
         is_keeper = self._keeper is not None
-        lasting = not self._is_shared  # else no worker has all of the state
-        self._snapshots.begin(run_id.decode(), is_written=is_keeper, lasting=lasting)
+        shared = self._contents.ownership.is_shared  # no worker has all of the state
+        self._snapshots.begin(run_id, start, is_written=is_keeper, lasting=not shared)
+        if shared and self._snapshots.folder is not None:
+            is_first = self._snapshots.held is not None
+            self._parts.begin(self._snapshots.folder, run_id, start, is_first=is_first)
         self._writer = BackgroundWriter(self._keeper.write if self._keeper else None)
 
     def flags(self) -> dict[Flag, int]:
-        """What all workers are to know with the next step: that rank 0 wants to save, or could not.
+        """What all workers are to know with the next step.
+
+        That rank 0 wants to save, or could not; what this one can do about a copy of its part.
 
         Raises:
             ConfigError: a newer start has taken the run over.
         """
         self._tell()
-        return {Flag.SAVE: int(self._is_time()), Flag.UNSAVED: self._news.failed_step}
+        return {
+            Flag.SAVE: int(self._is_time()),
+            Flag.UNSAVED: self._news.failed_step,
+            Flag.SNAPSHOT: self._parts.word(self._state.step + 1),
+        }
 
     def _is_time(self) -> bool:
         if self._keeper is None or self._writer is None or self._writer.is_busy:
@@ -158,8 +151,9 @@ class Saver:
         return self._keeper.is_time()
 
     def step(self, result: StepResult, state: RunState) -> None:
-        """A step was done, and all know with it whether a checkpoint could not be written."""
+        """A step was done, and all know with it what `flags` has said on each of them."""
         self._state = state
+        self._parts.told(result.flags[Flag.SNAPSHOT])
         self.unsaved_step = max(result.flags[Flag.UNSAVED])
         self._news.note_failure()
 
@@ -200,10 +194,14 @@ class Saver:
         ownership = training_step.update.ownership
         if asked or is_scheduled(self._policy, state):
             training_step.check.compare(state.step)
-            optimizer = self._optimizer_state(ownership)
-            self._save(model.state_dict(), optimizer, began)
+            self._save(model.state_dict(), self._optimizer_state(), began)
         elif not ownership.is_shared:
-            self._snapshot(model, ownership, began)
+            self._snapshot(model, began)
+        if self._parts.is_due:
+            part = self._contents.part(
+                state, best, model.state_dict(), has_rest=self._world.rank == 0
+            )
+            self._parts.take(state.step, part)
 
     def went_back(
         self,
@@ -217,6 +215,7 @@ class Saver:
         self.drain()
         self._on_disk = -1  # what was written after it counts no more
         self._snapshots.forget()
+        self._parts.forget()
         self._recording.went_back(bad, state)
         self.state(state, model, training_step, best, asked=True)
 
@@ -225,33 +224,30 @@ class Saver:
         if self._state.step > self._on_disk:
             self.state(self._state, model, training_step, self._best, asked=True)
 
-    def _optimizer_state(
-        self, ownership: Ownership, *, apart: bool = False, is_needed: bool = False
-    ) -> _Optimizer:
+    @property
+    def _contents(self) -> StateContents:
+        assert self._kept is not None
+        return self._kept
+
+    def _optimizer_state(self, *, apart: bool = False, is_needed: bool = False) -> WholeOptimizer:
         """Where it is spread over the workers, all of them are needed to bring it together."""
         is_needed = is_needed or self._keeper is not None
-        now: OptimizerState = {}, {}
-        if is_needed or ownership.is_shared:
-            now = ownership.optimizer_state(apart=apart)
-        if self._back_to is None:
-            return _Optimizer(now)
-        state, best = self._state, self._best
-        found = self._back_to.described(state, best, is_needed=is_needed, apart=apart)
-        return _Optimizer(now, found)
+        return self._contents.optimizer(self._state, self._best, is_needed=is_needed, apart=apart)
 
-    def _contents(
-        self, model: Mapping[str, torch.Tensor], optimizer: _Optimizer
+    def _whole(
+        self, model: Mapping[str, torch.Tensor], optimizer: WholeOptimizer
     ) -> CheckpointContents:
-        average = {} if self._average is None else self._average.state()
-        return contents(self._state, model, optimizer.now, self._best, average, optimizer.back_to)
+        return self._contents.whole(self._state, self._best, model, optimizer)
 
-    def _save(self, model: Mapping[str, torch.Tensor], optimizer: _Optimizer, began: float) -> None:
+    def _save(
+        self, model: Mapping[str, torch.Tensor], optimizer: WholeOptimizer, began: float
+    ) -> None:
         """Takes a snapshot and has it written, once the checkpoint before is."""
         if self._keeper is None or self._writer is None:
             return
         self._tell(wait=True)
         with self._saving:
-            state, found = self._state, self._contents(model, optimizer)
+            state, found = self._state, self._whole(model, optimizer)
             taken = self._snapshots.take(state.step, found)
             self._read, copied = taken or (None, found)
             self._writer.submit(state, copied)
@@ -260,30 +256,27 @@ class Saver:
         elif written := self._writer.told(wait=True):  # read from where the next step will move it
             self._news.told(written, time.monotonic() - began)
 
-    def _snapshot(self, model: torch.nn.Module, ownership: Ownership, began: float) -> None:
+    def _snapshot(self, model: torch.nn.Module, began: float) -> None:
         """Takes a snapshot where one is due; gets the memory for it while the next steps go on."""
         if self._writer is None:
             return
         if self._snapshots.needs_memory and not self._has_prepared:
             self._has_prepared = True
-            found = self._snapshot_contents(model, ownership)
+            found = self._snapshot_contents(model)
             num_bytes = slot_bytes(found)
             if num_bytes > PREPARED_AT_ONCE_BYTES:
                 self._writer.prepare(partial(self._snapshots.prepare, num_bytes))
         if self._writer.is_preparing or not self._snapshots.is_due(self._state.step):
             return
         with self._saving:
-            found = self._snapshot_contents(model, ownership)
+            found = self._snapshot_contents(model)
             read = self._read if self._writer.is_busy else None
             self._snapshots.refresh(self._state.step, found, read, began)
 
-    def _snapshot_contents(
-        self, model: torch.nn.Module, ownership: Ownership
-    ) -> CheckpointContents:
-        optimizer = self._optimizer_state(ownership, is_needed=True)
-        return self._contents(model.state_dict(), optimizer)
+    def _snapshot_contents(self, model: torch.nn.Module) -> CheckpointContents:
+        return self._whole(model.state_dict(), self._optimizer_state(is_needed=True))
 
-    def stop(self, asked: StopAskedError, model: torch.nn.Module, ownership: Ownership) -> NoReturn:
+    def stop(self, asked: StopAskedError, model: torch.nn.Module) -> NoReturn:
         """Saves the state as it stands, and ends the run; called on every rank.
 
         Rank 0 writes, and tells the others by a closing exchange how that went: none ends before.
@@ -295,7 +288,7 @@ class Saver:
         reason = str(reason_of(asked.flags))
         trouble = ""
         changed = self._policy is not None and self._state.step > self._on_disk
-        optimizer = self._optimizer_state(ownership) if changed else _Optimizer()
+        optimizer = self._optimizer_state() if changed else WholeOptimizer()
         if self._keeper is not None:
             try:
                 state = model.state_dict() if changed else None
@@ -321,11 +314,11 @@ class Saver:
         try:
             with ExitStack() as stack:
                 model: Mapping[str, torch.Tensor] | None = None
-                optimizer = _Optimizer()
+                optimizer = WholeOptimizer()
                 if self._state.step > self._on_disk:
                     rest = training_step.standing.at_rest(lambda: self._state.step, AT_REST_S)
                     model = stack.enter_context(rest)
-                    optimizer = self._optimizer_state(ownership, apart=True)
+                    optimizer = self._optimizer_state(apart=True)
                 if self._keeper is None:
                     return
                 self._save_last(self._keeper, reason, model, optimizer)
@@ -345,7 +338,7 @@ class Saver:
         keeper: CheckpointKeeper,
         reason: str,
         model: Mapping[str, torch.Tensor] | None,
-        optimizer: _Optimizer,
+        optimizer: WholeOptimizer,
     ) -> None:
         """Writes the state, if there is a `model` that this start has trained; notes the stop.
 
@@ -358,7 +351,7 @@ class Saver:
         if model is not None:
             for pause_s in (*LAST_SAVE_PAUSES_S, None):
                 with self._saving:
-                    found = self._contents(model, optimizer)
+                    found = self._whole(model, optimizer)
                     written = write_timed(keeper.write, self._state, found)
                 if not written.trouble:
                     self._news.told(written, written.write_s)

@@ -15,6 +15,9 @@ from distrain.coordinator.taking_up import is_first_of_host
 from distrain.errors import ExitCode, exit_code_of, is_lost_peer
 from distrain.parallel.world import World
 
+PREPARED_AT_ONCE_BYTES = 8 * 2**20
+"""Memory for larger snapshots is got in the background."""
+
 Taken = tuple[Slot, CheckpointContents]
 """A slot, and the state that lies in it."""
 
@@ -27,6 +30,7 @@ class SnapshotKeeper:
     process serves the first; without room for that, training waits while a checkpoint is written.
 
     Attributes:
+        folder: Where they lie; None where none are wanted.
         held: Those that a start before has left here; None where none are wanted or looked for.
     """
 
@@ -35,26 +39,27 @@ class SnapshotKeeper:
     ) -> None:
         """`path` is the run folder's; `note(event, text)` says what can't be had."""
         self._note, self._pace = note, Pace(every_steps)
-        self._folder: SnapshotFolder | None = None
+        self.folder: SnapshotFolder | None = None
         self._slots: Slots | None = None
         self._is_written = self._has_forgotten = False
         first = is_first_of_host(world)
         if path is not None and not self._pace.is_never:
-            self._folder = SnapshotFolder(path)
-        self.held = self._folder if first else None
+            self.folder = SnapshotFolder(path)
+        self.held = self.folder if first else None
 
-    def begin(self, run_id: str, *, is_written: bool, lasting: bool) -> None:
+    def begin(self, run_id: str, start: str, *, is_written: bool, lasting: bool) -> None:
         """Gets ready.
 
         Args:
             run_id: Of the run that they are of.
+            start: Of its start.
             is_written: Checkpoints are written from them here.
             lasting: A restart may go on from them.
         """
         self._is_written = is_written
         if self.held is not None and lasting:
             try:
-                self.held.begin(run_id)
+                self.held.begin(run_id, start)
                 allocate = self.held.allocate
                 self._slots = Slots(allocate, is_read=is_written, keeps_newest=True)
             except NoRoomError as error:
@@ -134,8 +139,8 @@ class SnapshotKeeper:
 
     def remove(self) -> None:
         """Nobody will need them any more."""
-        if self._folder is not None:
-            self._folder.remove()
+        if self.folder is not None:
+            self.folder.remove()
 
 
 def is_over(error: BaseException | None) -> bool:

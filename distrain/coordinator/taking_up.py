@@ -1,7 +1,8 @@
-"""Which state a run goes on from: the newest one in any host's memory, or on the disk."""
+"""Which state a run goes on from: the newest one in the hosts' memory, or on the disk."""
 
 import json
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from safetensors.torch import save as save_safetensors
 
 from data_pipeline.errors import StorageError
 from distrain.coordinator.checkpoint import CheckpointContents, newest_checkpoint
-from distrain.coordinator.host_memory import SnapshotFolder, read_snapshot
+from distrain.coordinator.host_memory import Part, SnapshotFolder, read_snapshot
 from distrain.coordinator.log_tail import last_step
 from distrain.coordinator.run_folder import RunFolder
 from distrain.coordinator.run_layout import EVENTS, steps_in
+from distrain.coordinator.snapshot_parts import joined_contents, whole_sets
 from distrain.parallel.communicator import broadcast_bytes, bytes_to_first, gather_bytes
 from distrain.parallel.world import World
 
@@ -59,10 +61,12 @@ def newest_state(folder: RunFolder | None, snapshots: SnapshotFolder | None, wor
     if folder is not None:
         told = json.dumps([folder.run_id, last_step(folder.path / EVENTS)]).encode()
     told = broadcast_bytes(told, world.communicator, world.device)
-    step, held = _held(snapshots, *json.loads(told)) if told else (0, None)
-    mine = torch.tensor([step], dtype=torch.int64, device=world.device)
-    steps = world.communicator.all_gather(mine).flatten().tolist()
-    newest, found = max(steps), Found(0, None, is_from_memory=False)
+    run_id, logged = json.loads(told) if told else ("", 0)
+    step, held = _held(snapshots, run_id, logged)
+    steps = _from_all(step, world)
+    parts = _held_parts(snapshots, run_id, range(max(steps) + 1, logged + 1), world)
+    newest = max(steps) if parts is None else parts.step
+    found = Found(0, None, is_from_memory=False)
     if folder is not None:
         found = _on_disk(folder.checkpoints, newest)
     decided = torch.tensor([found.step, int(found.is_from_memory)], device=world.device)
@@ -70,7 +74,10 @@ def newest_state(folder: RunFolder | None, snapshots: SnapshotFolder | None, wor
     step, is_from_memory = decided.tolist()
     if not is_from_memory:
         return Found(step, found.contents, is_from_memory=False, damaged=found.damaged)
-    contents = _brought(held, steps.index(newest), world)
+    if parts is not None:
+        contents = _joined(parts, world)
+    else:
+        contents = _brought(held, steps.index(newest), world)
     return Found(step, contents, is_from_memory=True, damaged=found.damaged)
 
 
@@ -80,6 +87,47 @@ def _held(
     newest = snapshots.newest(run_id, most_step) if snapshots and run_id else None
     contents = None if newest is None else read_snapshot(newest[1])
     return (0, None) if newest is None or contents is None else (newest[0], contents)
+
+
+@dataclass(frozen=True)
+class _HeldParts:
+    """All parts of a state.
+
+    Attributes:
+        holders: Who has read each of them.
+        read: What this worker has.
+    """
+
+    step: int
+    holders: Mapping[Part, int]
+    read: Mapping[Part, CheckpointContents]
+
+
+def _held_parts(
+    snapshots: SnapshotFolder | None, run_id: str, steps: range, world: World
+) -> _HeldParts | None:
+    """The newest state whose parts are all there, on whichever hosts; all workers call it."""
+    paths = snapshots.parts(run_id, steps) if snapshots and run_id else {}
+    told = gather_bytes(json.dumps(list(paths)).encode(), world.communicator, world.device)
+    for holders in whole_sets([[Part(*fields) for fields in json.loads(own)] for own in told]):
+        mine = [part for part, holder in holders.items() if holder == world.rank]
+        read = {part: found for part in mine if (found := read_snapshot(paths[part])) is not None}
+        if all(_from_all(len(read) == len(mine), world)):
+            return _HeldParts(next(iter(holders)).step, holders, read)
+    return None
+
+
+def _joined(parts: _HeldParts, world: World) -> CheckpointContents | None:
+    """The state that they make, on rank 0; all workers call it."""
+    brought = [
+        _brought(parts.read.get(part), holder, world) for part, holder in parts.holders.items()
+    ]
+    return joined_contents([part for part in brought if part]) if world.rank == 0 else None
+
+
+def _from_all(number: int, world: World) -> list[int]:
+    mine = torch.tensor([number], dtype=torch.int64, device=world.device)
+    return [int(one) for one in world.communicator.all_gather(mine).flatten()]
 
 
 def _on_disk(checkpoints: Path, in_memory: int) -> Found:
@@ -115,8 +163,7 @@ def _brought(
     groups = sorted(held.tensors) if held and mine else []
     head = json.dumps([groups, dict(held.state) if held else {}]).encode() if mine else b""
     told = brought(head)
-    count = torch.tensor([len(groups)], dtype=torch.int64, device=world.device)
-    num_groups = int(world.communicator.all_gather(count)[source].item())
+    num_groups = _from_all(len(groups), world)[source]
     blobs = [
         brought(save_safetensors(dict(held.tensors[groups[n]])) if held and mine else b"")
         for n in range(num_groups)

@@ -1,5 +1,6 @@
-"""What an optimizer keeps from step to step: by name, as a copy; and whether it can be cut."""
+"""What an optimizer keeps from step to step: by name, copied or in pieces; and if it can be cut."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,11 @@ OptimizerState = tuple[dict[str, torch.Tensor], dict[str, float]]
 
 Held = dict[int, dict[str, Any]]
 """What one worker has of an optimizer's state: values by name, by its own count of parameters."""
+
+Layouts = Mapping[str, tuple[Sequence[int], Sequence[int]]]
+"""By parameter, its shape and the strides in which its elements fill their memory."""
+
+_PIECE = "@"
 
 ELEMENT_BY_ELEMENT = (
     *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam),
@@ -63,6 +69,37 @@ def load_copy(optimizer: torch.optim.Optimizer, held: Held) -> None:
     }
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": cloned, "param_groups": groups})
+
+
+def piece_key(key: str, start: int) -> str:
+    """The name of a piece of a state, `(num_elements,)`; `start` counts those before it."""
+    return f"{key}{_PIECE}{start}"
+
+
+def joined(parts: Sequence[OptimizerState], layouts: Layouts) -> OptimizerState:
+    """The state of the whole optimizer from all workers' parts of it, however many they were.
+
+    Raises:
+        ValueError: there are too few pieces of something, or too many.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, float] = {}
+    pieces: dict[str, dict[int, torch.Tensor]] = {}
+    for own, more in parts:
+        numbers |= more
+        for key, tensor in own.items():
+            whole, _, start = key.partition(_PIECE)
+            if start:
+                pieces.setdefault(whole, {})[int(start)] = tensor
+            else:
+                tensors[key] = tensor
+    for key, by_start in pieces.items():
+        flat = torch.cat([by_start[start] for start in sorted(by_start)])
+        shape, strides = layouts[key.partition(".")[0]]
+        if len(flat) != torch.Size(shape).numel():
+            raise ValueError(f"{key}: pieces of {len(flat)} elements for a shape of {list(shape)}")
+        tensors[key] = flat.as_strided(tuple(shape), tuple(strides)).contiguous()
+    return tensors, numbers
 
 
 def refuse_beyond_elements(optimizer: torch.optim.Optimizer) -> None:

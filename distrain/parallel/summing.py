@@ -13,9 +13,10 @@ from distrain.numerics import NORM_BLOCK
 from distrain.parallel.collector import GradientCollector
 from distrain.parallel.gradients import FlatGradients, gradient_parts
 from distrain.parallel.optimizer_state import refuse_beyond_elements
-from distrain.parallel.ownership import Ownership, Replicated, Sharded
+from distrain.parallel.ownership import Ownership, Replicated
 from distrain.parallel.payload import Payload, PayloadLayout
 from distrain.parallel.reduction import TreeReduction
+from distrain.parallel.sharding import Sharded
 from distrain.parallel.transport import SharedTransport
 from distrain.parallel.world import World
 
@@ -44,6 +45,8 @@ class Flag(IntEnum):
     """The step whose checkpoint rank 0 could not write, until a later one is written."""
     SPENT = 5
     """Microseconds that it has spent in one phase, another one at each step in turn."""
+    SNAPSHOT = 6
+    """What it can and wants to do about a copy of its part of a sharded run's state."""
 
 
 @dataclass(frozen=True, kw_only=True)

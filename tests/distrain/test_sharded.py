@@ -15,7 +15,8 @@ from distrain.errors import ConfigError
 from distrain.parallel.communicator import Alone
 from distrain.parallel.gradients import FlatGradients, gradient_parts
 from distrain.parallel.optimizer_state import refuse_beyond_elements
-from distrain.parallel.ownership import Replicated, Sharded
+from distrain.parallel.ownership import Replicated
+from distrain.parallel.sharding import Sharded
 from distrain.parallel.transport import SharedTransport
 from tests.thread_workers import ThreadCommunicator, ThreadGroup, on_threads
 

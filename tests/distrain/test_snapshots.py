@@ -4,6 +4,7 @@ import json
 import mmap
 import os
 import random
+import secrets
 import signal
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def test_without_room_for_a_third_slot_none_is_taken_during_a_write() -> None:
 
 def begun(root: Path, run_id: str = "a") -> SnapshotFolder:
     folder = SnapshotFolder(Path("runs/x"), root=root)
-    folder.begin(run_id)
+    folder.begin(run_id, secrets.token_hex(8))
     return folder
 
 
@@ -136,7 +137,7 @@ def test_the_next_start_finds_the_newest_of_its_own_run(tmp_path: Path) -> None:
     assert later.newest("a", most_step=4) is None
     assert later.newest("b", most_step=99) is None
     assert SnapshotFolder(Path("runs/y"), root=tmp_path).newest("a", 99) is None
-    later.begin("a")
+    later.begin("a", "1f")
     later.forget_others()
     assert later.newest("a", most_step=99) is None
     later.remove()
@@ -175,7 +176,7 @@ def test_what_others_could_have_put_there_is_not_read(
     spoil(folder.path)
     assert folder.newest("a", most_step=9) is None
     with pytest.raises(NoRoomError, match=r"is no folder|is another user's, or open to others"):
-        folder.begin("a")
+        folder.begin("a", "1f")
     folder.remove()
     assert folder.path.exists() or folder.path.is_symlink(), "it is none of ours to remove"
 
@@ -221,7 +222,7 @@ def test_shared_memory_that_is_too_small_is_told_and_not_written_beyond(
         folder.allocate(0, 500)
     assert list(folder.path.glob("start-*/slot-*")) == []
     with pytest.raises(NoRoomError, match="No such file"):
-        SnapshotFolder(Path("runs/x"), root=tmp_path / "missing").begin("a")
+        SnapshotFolder(Path("runs/x"), root=tmp_path / "missing").begin("a", "1f")
 
 
 def test_snapshots_are_as_frequent_as_their_cost_allows() -> None:

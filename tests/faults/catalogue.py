@@ -15,6 +15,7 @@ FAULTS = (
     Fault(f"{KILLED} each rank in a reduction", deaths.each_rank_killed_in("sum")),
     Fault(f"{KILLED} each rank in the update", deaths.each_rank_killed_in("update")),
     Fault(f"{KILLED} each rank in an evaluation", deaths.each_rank_killed_in("evaluation")),
+    Fault(f"{KILLED} who copies the state to memory, in the middle", deaths.killed_in_a_copy),
     Fault(f"{KILLED} a rank while all start again", deaths.killed_while_restarting),
     Fault(
         f"{KILLED} who writes a checkpoint, in the middle of a file",

@@ -7,7 +7,7 @@ from contextlib import suppress
 import psutil
 
 from distrain.coordinator.host_memory import SnapshotFolder
-from tests.faults.job import STEPS
+from tests.faults.job import SHARDED, STEPS
 from tests.faults.trial import WORKERS, Injection, Plant, Trial
 from tests.run_folders import last_step, named
 from tests.started import Started
@@ -36,6 +36,21 @@ def each_rank_killed_in(point: str) -> Injection:
             trial.ends(run)
 
     return inject
+
+
+def killed_in_a_copy(trial: Trial) -> None:
+    """Three times in one run, who copies the state to memory dies within; of a sharded run each."""
+    ranks = trial.draw.sample(range(WORKERS), WORKERS)
+    is_sharded = trial.variant == SHARDED
+    calls = [trial.draw.randint(1, 12) for _ in ranks]
+    trial.plant(
+        *(
+            Plant("copy", rank if is_sharded else None, n)
+            for rank, n in zip(ranks, calls, strict=True)
+        )
+    )
+    with trial.start("--checkpoint.snapshot-every", 1) as run:
+        trial.ends(run)
 
 
 def killed_in_a_write(point: str, most_calls: int) -> Injection:

@@ -22,7 +22,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from torch import nn
 
 from data_pipeline.batches import BatchBuilder
 from data_pipeline.recipe import Recipe
+from distrain.coordinator import snapshot
 from distrain.parallel.communicator import TorchCommunicator
 from distrain.parallel.split import GlobalBatch
 from distrain.parallel.world import World
@@ -42,6 +43,8 @@ from distrain.update import WeightUpdate
 FOLDER = Path(os.environ["FAULT_POINTS"])
 RANK = int(os.environ.get("HOROVOD_RANK") or os.environ.get("RANK", "0"))
 STEP_S = float(os.environ.get("FAULT_STEP_S", "0"))
+WIDTH = 256
+"""So that each of four workers has a share of a sharded optimizer's state."""
 
 
 class Plants:
@@ -58,9 +61,13 @@ class Plants:
                 self._due = plant if plant["rank"] in (RANK, None) else {}
                 break
 
+    def awaits(self, point: str) -> bool:
+        """Whether something is to happen at the point."""
+        return bool(self._due.get("point") == point)
+
     def reached(self, point: str) -> None:
         """Does what is due at this call of the point."""
-        if self._due.get("point") != point:
+        if not self.awaits(point):
             return
         self._calls[point] = self._calls.get(point, 0) + 1
         if self._calls[point] != self._due["call"]:
@@ -175,6 +182,19 @@ def trace_rows() -> None:
         setattr(owner, name, function)
 
 
+def in_a_copy(copy: Callable[..., None]) -> Callable[..., None]:
+    """Has each copy of a group of tensors reach a point when all but half a tensor is done."""
+
+    def halved(tensors: Mapping[str, torch.Tensor], to: Mapping[str, torch.Tensor]) -> None:
+        if PLANTS.awaits("copy") and tensors:
+            some = to[next(iter(tensors))].view(-1)
+            some[: len(some) // 2].fill_(-1)
+            PLANTS.reached("copy")
+        copy(tensors, to)
+
+    return halved
+
+
 class Points(nn.Module):
     """Passes its input on; its passes are points."""
 
@@ -190,17 +210,18 @@ def build(num_outputs: int) -> nn.Module:
     random.seed(os.getpid())  # what a program may do: no number of the run depends on it
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(64, 32),
-        nn.BatchNorm1d(32),
+        nn.Linear(64, WIDTH),
+        nn.BatchNorm1d(WIDTH),
         Points(),
         nn.ReLU(),
         nn.Dropout(0.2),
-        nn.Linear(32, num_outputs),
+        nn.Linear(WIDTH, num_outputs),
     )
 
 
 before(BatchBuilder, "build", "loading")
 before(TorchCommunicator, "exchange", "sum")
 before(WeightUpdate, "move", "update")
+snapshot.copy_group = in_a_copy(snapshot.copy_group)
 sys.addaudithook(watch_files)
 trace_rows()

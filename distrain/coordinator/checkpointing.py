@@ -42,8 +42,7 @@ class Checkpoint(CheckpointConfig):
         every_steps: Write after every so many steps.
         every_seconds: Write when so many seconds have passed since the last time.
         snapshot_every: Copy the state to the host's shared memory after every so many steps, for a
-            restart; None for as often as takes 2% of the time, 0 for never. Not with a sharded
-            optimizer.
+            restart; None for as often as takes 2% of the time, 0 for never.
         keep_last: Keep the newest so many.
         keep_best: Keep the so many best as well, taken at the ends of epochs.
         keep_every: Write after every so many steps, too, and keep those for good.

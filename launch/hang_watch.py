@@ -73,19 +73,22 @@ class HangWatch:
         return Cause(hung[0].worker.rank, ExitCode.FAULT, text, is_hang=not again)
 
     def leave_stacks(self, pids: Collection[int]) -> str:
-        """Has these processes leave their stacks in the run's folder; says where, if they have."""
+        """Has these processes leave their stacks in the run's folder; says where, if they have.
+
+        They are about to be killed, and none goes on before: each is stopped when it has answered,
+        those that a signal had stopped already, and that have to be woken for it, last of all.
+        """
         pulses = self._pulses(pids)
         files = [stacks_file(self._folder, pulse.worker.rank) for pulse in pulses]
         sizes = [file.stat().st_size for file in files]
-        for pulse in pulses:
-            with suppress(ProcessLookupError):
-                # The main thread answers before it does anything else; a stopped one answers none.
-                signal_main_thread(pulse.worker.pid, DUMP)
-                os.kill(pulse.worker.pid, signal.SIGCONT)
-        for silent in _silent(files, sizes, MAIN_S):
-            with suppress(ProcessLookupError):
-                os.kill(pulses[silent].worker.pid, DUMP)  # any of its threads will do
-        _silent(files, sizes, WRITTEN_S)
+        halted = [is_halted(pulse.worker.pid) for pulse in pulses]
+        for is_woken in (False, True):
+            asked = [at for at, was_halted in enumerate(halted) if was_halted == is_woken]
+            _have_answered(
+                [pulses[at].worker.pid for at in asked],
+                [files[at] for at in asked],
+                [sizes[at] for at in asked],
+            )
         found, kept = [], None
         for pulse, file, size in zip(pulses, files, sizes, strict=True):
             stacks = file.read_text()[size:]
@@ -99,6 +102,24 @@ class HangWatch:
 
     def _pulses(self, pids: Collection[int]) -> list[Pulse]:
         return [pulse for pulse in read_pulses(self._folder) if pulse.worker.pid in pids]
+
+
+def _have_answered(pids: Sequence[int], files: Sequence[Path], sizes: Sequence[int]) -> None:
+    """Has processes add their stacks to files of these sizes, and stops them."""
+    if not pids:
+        return
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            # The main thread answers before it does anything else; a stopped one answers none.
+            signal_main_thread(pid, DUMP)
+            os.kill(pid, signal.SIGCONT)
+    for silent in _silent(files, sizes, MAIN_S):
+        with suppress(ProcessLookupError):
+            os.kill(pids[silent], DUMP)  # any of its threads will do
+    _silent(files, sizes, WRITTEN_S)
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
 
 
 def _silent(files: Sequence[Path], sizes: Sequence[int], within_s: float) -> list[int]:

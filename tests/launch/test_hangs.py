@@ -71,6 +71,9 @@ def test_a_hang_is_named_with_its_stacks_and_the_run_goes_on_to_the_same_bits(
     # The other is not blamed: it waits.
     assert function not in found[1 - rank]
     assert f"in an exchange of step {step}" in found[1 - rank]
+    # Nor has the run gone on while the stacks were taken, for which a stopped worker is woken.
+    (resumed,) = named(folder, "resume")
+    assert resumed["step"] + resumed["steps_again"] <= step
     assert outcome(folder) == unbroken()
 
 

@@ -4,7 +4,7 @@ What deaths do to them is in tests/faults/test_sharded_snapshots.py.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -133,7 +133,7 @@ def copies(folder: SnapshotFolder, start: str, rank: int, num_parts: int, *steps
         at = sum(len(piece) for piece in pieces[:rank])
         optimizer = {f"0.n@{at}": pieces[rank]}
         values: dict[str, Any] = {"optimizer": {"0.t": step}, "return_point": None}
-        tensors = {"optimizer": optimizer}
+        tensors: dict[str, Mapping[str, torch.Tensor]] = {"optimizer": optimizer}
         if rank == 0:
             rest = some_contents(step)
             values = {**rest.state, **values, "layouts": {"0": [[2, 3], [1, 2]]}}

@@ -65,18 +65,18 @@ class HangWatch:
         if not hung:
             return None
         hung = sorted(hung, key=lambda pulse: -self._stood_s[pulse.worker.rank])
-        text = hang_text(hung, self._stood_s, halted) + self.leave_stacks(pids)
+        text = hang_text(hung, self._stood_s, halted) + self.leave_stacks(pids, holds=True)
         again, self._hung_in = self._hung_in == hung[0].steps_done, hung[0].steps_done
         if again:
             text += "; it hung in this step before"
         tell_hang(self._folder, text, hung)
         return Cause(hung[0].worker.rank, ExitCode.FAULT, text, is_hang=not again)
 
-    def leave_stacks(self, pids: Collection[int]) -> str:
+    def leave_stacks(self, pids: Collection[int], *, holds: bool = False) -> str:
         """Has these processes leave their stacks in the run's folder; says where, if they have.
 
-        They are about to be killed, and none goes on before: each is stopped when it has answered,
-        those that a signal had stopped already, and that have to be woken for it, last of all.
+        Who was stopped by a signal is woken for it, last of all, and stopped again. With `holds`
+        the others are stopped before that: all are about to be killed, and none is to go on.
         """
         pulses = self._pulses(pids)
         files = [stacks_file(self._folder, pulse.worker.rank) for pulse in pulses]
@@ -88,6 +88,7 @@ class HangWatch:
                 [pulses[at].worker.pid for at in asked],
                 [files[at] for at in asked],
                 [sizes[at] for at in asked],
+                stops=is_woken or holds,
             )
         found, kept = [], None
         for pulse, file, size in zip(pulses, files, sizes, strict=True):
@@ -104,8 +105,10 @@ class HangWatch:
         return [pulse for pulse in read_pulses(self._folder) if pulse.worker.pid in pids]
 
 
-def _have_answered(pids: Sequence[int], files: Sequence[Path], sizes: Sequence[int]) -> None:
-    """Has processes add their stacks to files of these sizes, and stops them."""
+def _have_answered(
+    pids: Sequence[int], files: Sequence[Path], sizes: Sequence[int], *, stops: bool
+) -> None:
+    """Has processes add their stacks to files of these sizes, and `stops` them then."""
     if not pids:
         return
     for pid in pids:
@@ -117,7 +120,7 @@ def _have_answered(pids: Sequence[int], files: Sequence[Path], sizes: Sequence[i
         with suppress(ProcessLookupError):
             os.kill(pids[silent], DUMP)  # any of its threads will do
     _silent(files, sizes, WRITTEN_S)
-    for pid in pids:
+    for pid in pids if stops else ():
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGSTOP)
 

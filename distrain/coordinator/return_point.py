@@ -98,8 +98,9 @@ class ReturnPoints:
     ) -> Described:
         """What goes with a copy of a state; `optimizer` gives what is wanted of the optimizer's."""
         point = self.newest
-        if point is None or self._is_at_one(state):
-            return {}, None  # the state is the next point itself
+        passes = state.numbers.pass_until > state.step
+        if point is None or (self._is_at_one(state) and not passes):
+            return {}, None  # the state will be kept as the next point itself
         tensors, numbers = optimizer(point.optimizer)
         groups: dict[str, Tensors] = {
             MODEL: point.model,

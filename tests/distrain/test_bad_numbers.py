@@ -90,6 +90,22 @@ def test_a_run_cut_off_anywhere_does_the_same_again(
     assert both[0] == both[1]
 
 
+@pytest.mark.parametrize("call", [2, 4, 8])
+def test_a_run_cut_off_after_going_back_can_go_back_to_there_again(
+    tmp_path: Path, call: int
+) -> None:
+    """Its checkpoint is of a state that steps are left out after."""
+    options = CASES["back"] | {
+        "bad_numbers": distrain.BadNumbers(non_finite="go_back", every_steps=50),
+        "checkpoint": distrain.Checkpoint(every_seconds=None, snapshot_every=0),
+    }
+    train(tmp_path / "whole", **options)
+    cut_off(tmp_path / "run", call, options)
+    train(tmp_path / "run", **options)
+    assert len(named(tmp_path / "whole", "go_back")) > 1
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
 def test_a_run_that_has_gone_back_tells_each_reader_of_the_time_that_counts(
     unbroken: Unbroken,
 ) -> None:

@@ -4,6 +4,7 @@ What deaths do to them is in tests/faults/test_sharded_snapshots.py.
 """
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from distrain.bad_numbers import BadNumbers
+from distrain.coordinator import part_snapshots
 from distrain.coordinator.checkpoint import CheckpointContents, write_checkpoint
 from distrain.coordinator.host_memory import NoRoomError, Part, SnapshotFolder
 from distrain.coordinator.part_snapshots import PartSnapshots
@@ -274,6 +276,20 @@ def test_all_copy_the_same_steps_and_a_death_between_copies_leaves_a_whole_state
     assert workers.steps() == [[2, 4]] * 3
     workers.step(6, copying=[1])
     assert workers.steps() == [[2, 4], [4, 6], [2, 4]]
+
+
+def test_memory_for_large_parts_is_got_while_the_next_steps_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part_snapshots, "PREPARED_AT_ONCE_BYTES", 0)
+    workers = Workers(tmp_path, 2, every_steps=1)
+    assert workers.step(1) == [True, True]
+    assert workers.steps() == [[], []]
+    number, end = 2, time.monotonic() + 20.0
+    while not all(workers.step(number)):
+        assert time.monotonic() < end
+        number += 1
+    assert workers.steps() == [[number], [number]]
 
 
 def test_copies_of_an_earlier_start_go_when_all_have_one_of_this(tmp_path: Path) -> None:

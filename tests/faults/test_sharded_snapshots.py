@@ -7,16 +7,18 @@ one worker. Checkpoints are rare here, so that what is not in memory is seen to 
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from distrain.coordinator.host_memory import SnapshotFolder
 from distrain.coordinator.run_layout import CHECKPOINTS, steps_in
+from tests.conftest import PROGRAMS, Completed
 from tests.faults.deaths import kill_all
 from tests.faults.job import SHARDED, digits_with_rows
 from tests.faults.trial import WORKERS, Plant, Trial
-from tests.run_folders import last_step, named
+from tests.run_folders import last_step, named, told
 from tests.started import random_moments
 
 RARE = ("--checkpoint.snapshot-every", 1, "--checkpoint.every-steps", 25)
@@ -88,3 +90,28 @@ def test_parts_in_memory_serve_another_number_of_workers_and_without_one_the_dis
     assert second["step"] >= stood[1] - 1
     assert (third["source"], third["step"]) == ("disk", newest)
     assert newest < stood[2] - 1
+
+
+def test_a_state_to_go_back_to_comes_back_from_memory(
+    distrain: Callable[..., Completed], tmp_path: Path
+) -> None:
+    """A death before the run goes back to it, and another after that; no checkpoint is due."""
+
+    def trained(name: str, workers: int, *deaths: str) -> str:
+        options = ("--workers", workers, "--max-restarts", len(deaths))
+        program = PROGRAMS / "sharded_going_back.py"
+        ended = distrain("launch", *options, program, tmp_path / name, *deaths)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    assert trained("killed", 3, "4:1", "7:2") == trained("unbroken", 1)
+    assert told(tmp_path / "killed") == told(tmp_path / "unbroken")
+    back = [
+        [(event["step"], event["bad_step"], event["rows"]) for event in named(folder, "go_back")]
+        for folder in (tmp_path / "killed", tmp_path / "unbroken")
+    ]
+    assert back[0] == back[1]
+    assert [step for step, *_ in back[0]] == [0, 0, 5, 10, 10]
+    resumed = named(tmp_path / "killed", "resume")[-1]
+    assert (resumed["source"], resumed["times_back"]) == ("memory", 3)
+    assert resumed["step"] in (8, 9)

@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -13,21 +12,30 @@ from typing import NoReturn, Self
 import torch
 
 from data_pipeline.errors import StorageError
-from distrain.coordinator.background_writer import BackgroundWriter, WriteNews, write_timed
+from distrain.coordinator.background_writer import (
+    BackgroundWriter,
+    WriteNews,
+    Written,
+    write_last,
+    write_timed,
+)
 from distrain.coordinator.checkpoint import CheckpointContents
+from distrain.coordinator.checkpoint_store import CheckpointStore
 from distrain.coordinator.checkpointing import (
     Checkpoint,
     CheckpointKeeper,
+    WholeOptimizer,
     contents,
     is_scheduled,
     take_up,
 )
 from distrain.coordinator.recording import Recording
-from distrain.coordinator.return_point import Described, ReturnPoints
+from distrain.coordinator.return_point import ReturnPoints
 from distrain.coordinator.run_state import RunState
 from distrain.coordinator.snapshot import Slot, slot_bytes
 from distrain.coordinator.snapshot_keeper import SnapshotKeeper, is_over
 from distrain.coordinator.stops import StopAskedError, StoppedError, end_process, reason_of
+from distrain.coordinator.stored_checkpoints import begun_store, open_store
 from distrain.coordinator.taking_up import Found, newest_state
 from distrain.errors import BadStepError, ConfigError
 from distrain.learn.averaging import AveragedWeights
@@ -43,17 +51,6 @@ AT_REST_S = 5.0
 
 PREPARED_AT_ONCE_BYTES = 8 * 2**20
 """Memory for larger snapshots is got in the background."""
-
-LAST_SAVE_PAUSES_S = (0.2, 1.0)
-"""Before a run that is asked to stop tries again to save."""
-
-
-@dataclass(frozen=True)
-class _Optimizer:
-    """The whole optimizer's state as it is, and what the run may go back to."""
-
-    now: OptimizerState = field(default_factory=lambda: ({}, {}))
-    back_to: Described = field(default_factory=lambda: ({}, None))
 
 
 class Saver:
@@ -75,6 +72,7 @@ class Saver:
     ) -> None:
         """`policy` is None for a run that saves nothing; `path` is the run folder's."""
         self._world, self._recording, self._policy = world, recording, policy
+        self._store: CheckpointStore | None = None
         self._keeper: CheckpointKeeper | None = None
         self._writer: BackgroundWriter | None = None
         every_steps = policy.snapshot_every if policy is not None else 0
@@ -105,9 +103,12 @@ class Saver:
 
         Raises:
             StorageError: there are checkpoints, and none is good.
-            ConfigError: the run has gone beyond `last_step`.
+            ConfigError: the run has gone beyond `last_step`; or its checkpoints are elsewhere.
         """
-        found = newest_state(self._recording.folder, self._snapshots.held, self._world)
+        if (folder := self._recording.folder) is not None:
+            address = self._policy.store if self._policy else None
+            self._store = open_store(folder.path, folder.run_id, address)
+        found = newest_state(folder, self._store, self._snapshots.held, self._world)
         if found.step > last_step:
             raise ConfigError(
                 f"the run stands after step {found.step}, and {last_step} steps are asked for: "
@@ -135,9 +136,11 @@ class Saver:
         run_id = broadcast_bytes(run_id, self._world.communicator, self._world.device)
         if self._policy is None or not run_id:
             return
-        if folder is not None:
-            check = folder.check_generation
-            self._keeper = CheckpointKeeper(self._policy, folder.checkpoints, check)
+        if folder is not None and self._store is not None:
+            if not self._state.step:
+                address = self._policy.store
+                self._store = begun_store(folder.path, folder.run_id, address, self._store)
+            self._keeper = CheckpointKeeper(self._policy, self._store, folder.check_generation)
         is_keeper = self._keeper is not None
         lasting = not self._is_shared  # else no worker has all of the state
         self._snapshots.begin(run_id.decode(), is_written=is_keeper, lasting=lasting)
@@ -227,25 +230,27 @@ class Saver:
 
     def _optimizer_state(
         self, ownership: Ownership, *, apart: bool = False, is_needed: bool = False
-    ) -> _Optimizer:
+    ) -> WholeOptimizer:
         """Where it is spread over the workers, all of them are needed to bring it together."""
         is_needed = is_needed or self._keeper is not None
         now: OptimizerState = {}, {}
         if is_needed or ownership.is_shared:
             now = ownership.optimizer_state(apart=apart)
         if self._back_to is None:
-            return _Optimizer(now)
+            return WholeOptimizer(now)
         state, best = self._state, self._best
         found = self._back_to.described(state, best, is_needed=is_needed, apart=apart)
-        return _Optimizer(now, found)
+        return WholeOptimizer(now, found)
 
     def _contents(
-        self, model: Mapping[str, torch.Tensor], optimizer: _Optimizer
+        self, model: Mapping[str, torch.Tensor], optimizer: WholeOptimizer
     ) -> CheckpointContents:
         average = {} if self._average is None else self._average.state()
         return contents(self._state, model, optimizer.now, self._best, average, optimizer.back_to)
 
-    def _save(self, model: Mapping[str, torch.Tensor], optimizer: _Optimizer, began: float) -> None:
+    def _save(
+        self, model: Mapping[str, torch.Tensor], optimizer: WholeOptimizer, began: float
+    ) -> None:
         """Takes a snapshot and has it written, once the checkpoint before is."""
         if self._keeper is None or self._writer is None:
             return
@@ -295,10 +300,10 @@ class Saver:
         reason = str(reason_of(asked.flags))
         trouble = ""
         changed = self._policy is not None and self._state.step > self._on_disk
-        optimizer = self._optimizer_state(ownership) if changed else _Optimizer()
+        optimizer = self._optimizer_state(ownership) if changed else WholeOptimizer()
         if self._keeper is not None:
+            state = model.state_dict() if changed else None
             try:
-                state = model.state_dict() if changed else None
                 self._save_last(self._keeper, reason, state, optimizer)
             except StorageError as error:
                 trouble = f"stopped by {reason}, and the last save failed: {error}"
@@ -321,7 +326,7 @@ class Saver:
         try:
             with ExitStack() as stack:
                 model: Mapping[str, torch.Tensor] | None = None
-                optimizer = _Optimizer()
+                optimizer = WholeOptimizer()
                 if self._state.step > self._on_disk:
                     rest = training_step.standing.at_rest(lambda: self._state.step, AT_REST_S)
                     model = stack.enter_context(rest)
@@ -345,7 +350,7 @@ class Saver:
         keeper: CheckpointKeeper,
         reason: str,
         model: Mapping[str, torch.Tensor] | None,
-        optimizer: _Optimizer,
+        optimizer: WholeOptimizer,
     ) -> None:
         """Writes the state, if there is a `model` that this start has trained; notes the stop.
 
@@ -356,18 +361,13 @@ class Saver:
         """
         self.drain()
         if model is not None:
-            for pause_s in (*LAST_SAVE_PAUSES_S, None):
+
+            def write() -> Written:
                 with self._saving:
                     found = self._contents(model, optimizer)
-                    written = write_timed(keeper.write, self._state, found)
-                if not written.trouble:
-                    self._news.told(written, written.write_s)
-                    break
-                if pause_s is None:
-                    raise StorageError(written.trouble)
-                self._news.told(written, 0.0)
-                self._news.note_failure()
-                time.sleep(pause_s)
+                    return write_timed(keeper.write, self._state, found)
+
+            write_last(write, self._news)
         self._snapshots.remove()
         self._recording.stopped(reason)
 

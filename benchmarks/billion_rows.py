@@ -18,6 +18,7 @@ from data_pipeline.manifest import Column, Manifest, Part, write_manifest
 from data_pipeline.writer import write_dataset
 from distrain import Checkpoint, Trainer
 from distrain.coordinator.checkpoint import CheckpointContents, read_checkpoint, write_checkpoint
+from distrain.coordinator.folder_store import FolderStore
 from distrain.coordinator.run_layout import CHECKPOINTS, EVENTS, folder_name, steps_in
 from distrain.parallel.split import BatchPlan
 
@@ -132,9 +133,9 @@ def move_on(run: Path, template: Path, step: int, *, with_events: bool) -> None:
     """Makes `run` a copy of the run in `template` as it would stand after a later step."""
     shutil.copytree(template, run)
     (had,) = steps_in(run / CHECKPOINTS)
-    found = read_checkpoint(run / CHECKPOINTS, had)
+    found = read_checkpoint(FolderStore(run / CHECKPOINTS), had)
     state = {**found.state, "run": {**found.state["run"], "step": step}}
-    write_checkpoint(run / CHECKPOINTS, step, CheckpointContents(found.tensors, state))
+    write_checkpoint(FolderStore(run / CHECKPOINTS), step, CheckpointContents(found.tensors, state))
     shutil.rmtree(run / CHECKPOINTS / folder_name(had))
     if with_events:
         _extend_events(run / EVENTS, step)

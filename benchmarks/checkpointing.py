@@ -45,6 +45,7 @@ import distrain
 from benchmarks.conditions import conditions, ratios, spread
 from data_pipeline import Dataset
 from distrain.coordinator.checkpoint_verification import damages
+from distrain.coordinator.folder_store import FolderStore
 from distrain.coordinator.run_layout import CHECKPOINTS, folder_name, steps_in
 from distrain.micro_batch import Columns, MicroBatchResult
 from distrain.numerics import fix_kernels
@@ -255,7 +256,7 @@ def checked_size(folder: Path, case: Case) -> int:
     if folder.parent.name == CHECKPOINTS:
         step = steps_in(folder.parent)[-1]
         assert folder.name == folder_name(step)
-        assert damages(folder.parent, step) == []
+        assert damages(FolderStore(folder.parent), step) == []
     size = sum(path.stat().st_size for path in folder.rglob("*"))
     needed = FLOATS_A_PARAMETER * 4 * count_of(case.num_parameters)
     assert needed <= size < 1.2 * needed + 100_000, f"{folder}: {size:,} bytes of {needed:,}"

@@ -13,6 +13,7 @@ from distrain.checks import check_above_zero, check_at_least, check_known
 from distrain.errors import ConfigError
 from distrain.metric_names import metric
 from distrain.schedule_config import ScheduleConfig
+from distrain.store_address import check_store_address
 from distrain.update_config import AverageConfig, OptimizerConfig
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -267,9 +268,14 @@ class CheckpointConfig:
     """What makes one better: val_loss, loss, or a metric such as val_accuracy."""
     mode: Literal["auto", "min", "max"] = "auto"
     """Whether less or more is better; auto: less for losses and errors, more for the rest."""
+    store: str | None = None
+    """Where to write, such as s3://bucket/prefix, gs://bucket/prefix or
+    file:///mnt/disk; the run's folder unless given. Each run has a
+    place of its own there, by its id. No part of the result."""
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
+        """Checks ranges, and the address by its form."""
+        check_store_address("checkpoint.store", self.store)
         check_at_least("checkpoint.every_steps", self.every_steps, 1)
         check_at_least("checkpoint.every_seconds", self.every_seconds, 0)
         check_at_least("checkpoint.snapshot_every", self.snapshot_every, 0)

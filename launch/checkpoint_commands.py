@@ -12,14 +12,13 @@ from distrain.coordinator.checkpoint_export import (
     existing_step,
     removed_text,
 )
-from distrain.coordinator.checkpoint_listing import checkpoint_root
 from distrain.coordinator.checkpoint_verification import (
     RemovedCheckpointError,
     damages,
     verified_bytes,
 )
 from distrain.coordinator.run_folder import state_bytes
-from distrain.coordinator.run_layout import steps_in
+from distrain.coordinator.stored_checkpoints import store_of_run
 from distrain.errors import DistrainError, UsageError
 from distrain.practice.export_snippet import snippet
 from distrain.practice.job_model import JobModel, model_of_run, with_weights
@@ -34,14 +33,14 @@ def verify(run: Path, step: int | None) -> None:
         UsageError: there is no run, or no such checkpoint.
         DataError: at least one is damaged, or the one that was named has gone meanwhile.
     """
-    root = checkpoint_root(run)
-    newest = existing_step(root, step)
-    steps = steps_in(root) if step is None else [newest]
+    store = store_of_run(run)
+    newest = existing_step(store, step)
+    steps = store.steps() if step is None else [newest]
     damaged = []
     for number in steps:
         try:
-            found = damages(root, number)
-            size = size_text(0 if found else verified_bytes(root, number))
+            found = damages(store, number)
+            size = size_text(0 if found else verified_bytes(store, number))
         except RemovedCheckpointError as error:
             if step is not None:
                 raise DataError(removed_text(number)) from error
@@ -56,7 +55,8 @@ def verify(run: Path, step: int | None) -> None:
         named = ", ".join(f"{number:,}" for number in damaged)
         raise DataError(
             f"damaged: {'step' if len(damaged) == 1 else 'steps'} {named} of {len(steps)} "
-            f"checkpoint{'s' * (len(steps) > 1)} in {root}. A run passes over them when it goes on"
+            f"checkpoint{'s' * (len(steps) > 1)} in {store.where}. A run passes over them when it "
+            "goes on"
         )
 
 
@@ -77,12 +77,12 @@ def export(
         ConfigError: the model can't be built, doesn't fit, or can't be exported.
         StorageError: OUT can't be written.
     """
-    root = checkpoint_root(run)
+    store = store_of_run(run)
     program = out.with_name(f"load_{re.sub(r'[^0-9A-Za-z_]', '_', out.stem)}.py")
     _check_out(out, program, ".onnx" if as_onnx else ".safetensors")
     if job_file is not None and not as_onnx:
         raise UsageError("--job goes with --format onnx: safetensors take no model")
-    weights = chosen_weights(root, step, which, policy_of(run))
+    weights = chosen_weights(store, step, which, policy_of(run))
     told = f"{out}: {weights.described}, {len(weights.tensors):,} tensors"
     if as_onnx:
         model = model_of_run(run, job_file)

@@ -14,12 +14,11 @@ from rich.table import Table
 from distrain.config import CheckpointConfig
 from distrain.coordinator.checkpoint_listing import (
     ListedCheckpoint,
-    checkpoint_root,
     kept_by,
     listed_checkpoints,
-    set_aside,
 )
 from distrain.coordinator.run_layout import JOB
+from distrain.coordinator.stored_checkpoints import store_of_run
 from distrain.job_file import read_checkpoint_section
 
 
@@ -28,19 +27,20 @@ def show(run: Path, *, as_json: bool) -> None:
 
     Raises:
         UsageError: there is no run in the folder.
-        ConfigError: its job.toml can't be read.
+        ConfigError: its job.toml can't be read, or names a place that is not there.
+        StorageError: the place gives no answer.
     """
-    root = checkpoint_root(run)
-    listed = listed_checkpoints(root)
+    store = store_of_run(run)
+    listed = listed_checkpoints(store)
     policy = policy_of(run)
     kept: Mapping[int, Sequence[str]] = {}
     if policy is not None:
         kept = kept_by(policy, [one.step for one in listed], _best(policy, listed))
-    damaged = set_aside(root)
+    damaged = store.kept_aside()
     if as_json:
         found = {
             "checkpoints": [_plain(one, kept.get(one.step)) for one in listed],
-            "damaged": [str(root / name) for name in damaged],
+            "damaged": [f"{store.where}/{name}" for name in damaged],
         }
         print(json.dumps(found, indent=2))
         return
@@ -48,7 +48,7 @@ def show(run: Path, *, as_json: bool) -> None:
     if listed:
         console.print(_table(listed, kept, policy))
     else:
-        print(f"no checkpoint yet in {root}")
+        print(f"no checkpoint yet in {store.where}")
     for one in listed:
         if one.problem:
             print(f"step {one.step}: {one.problem}")
@@ -86,7 +86,7 @@ def _plain(one: ListedCheckpoint, kept: Sequence[str] | None) -> dict[str, Any]:
         "written": None if one.written is None else _moment(one.written).isoformat(),
         "kept_by": kept,
         "scores": one.scores,
-        "path": str(one.path),
+        "path": one.path,
         "problem": one.problem or None,
     }
 

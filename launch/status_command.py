@@ -57,7 +57,8 @@ def _details(status: RunStatus) -> list[str]:
         lines.append(f"{status.steps_per_s:,.1f} steps/s, about {left} left")
     lines += score_lines(status.scores)
     if status.checkpoint_step is not None:
-        lines.append(f"newest checkpoint: step {status.checkpoint_step:,}")
+        place = f", in {status.checkpoint_store}" if status.checkpoint_store else ""
+        lines.append(f"newest checkpoint: step {status.checkpoint_step:,}{place}")
     if status.result is not None:
         lines.append(f"result: {status.result}")
     if status.state not in (RUNNING, DONE):

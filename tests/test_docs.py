@@ -20,7 +20,7 @@ def test_the_tree_has_every_file(folder: str) -> None:
     assert own_files(folder) - named == set()
 
 
-NAMES = ["numerics", "parallel", "metrics", "elastic"]
+NAMES = ["numerics", "parallel", "metrics", "elastic", "stores"]
 GUIDES = ["README.md", *(f"docs/{name}.md" for name in NAMES)]
 
 

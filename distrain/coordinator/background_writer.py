@@ -5,15 +5,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 
 from data_pipeline.errors import StorageError
 from distrain.coordinator.checkpoint import CheckpointContents
 from distrain.coordinator.daemon import begun
+from distrain.coordinator.run_layout import folder_name
 from distrain.coordinator.run_state import RunState
 
-Write = Callable[[RunState, CheckpointContents], Path]
-"""Writes a checkpoint and gives its folder; raises StorageError where it can't."""
+LAST_SAVE_PAUSES_S = (0.2, 1.0)
+"""Before a run that is asked to stop tries again to save."""
+
+Write = Callable[[RunState, CheckpointContents], int]
+"""Writes a checkpoint and gives its bytes; raises StorageError where it can't."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,12 @@ class Written:
 
     Attributes:
         step: Whose state it has.
-        name: Of its folder; empty where it could not be written.
         num_bytes: Of its files.
         write_s: From the begin to the end of writing.
         trouble: Why it could not be written; empty where it was.
     """
 
     step: int
-    name: str
     num_bytes: int
     write_s: float
     trouble: str = ""
@@ -43,12 +44,10 @@ def write_timed(write: Write, state: RunState, contents: CheckpointContents) -> 
     """
     began = time.monotonic()
     try:
-        folder = write(state, contents)
+        num_bytes = write(state, contents)
     except StorageError as error:
-        return Written(state.step, "", 0, time.monotonic() - began, str(error))
-    seconds = time.monotonic() - began
-    num_bytes = sum(path.stat().st_size for path in folder.iterdir())
-    return Written(state.step, folder.name, num_bytes, seconds)
+        return Written(state.step, 0, time.monotonic() - began, str(error))
+    return Written(state.step, num_bytes, time.monotonic() - began)
 
 
 class WriteNews:
@@ -73,7 +72,7 @@ class WriteNews:
         self.failed_step = 0
         self._note(
             "checkpoint",
-            f"wrote {written.name}",
+            f"wrote {folder_name(written.step)}",
             step=written.step,
             bytes=written.num_bytes,
             stall_s=round(stall_s, 6),
@@ -85,6 +84,24 @@ class WriteNews:
         if self._untold:
             text, self._untold = self._untold, ""
             self._note("checkpoint_failed", text)
+
+
+def write_last(write: Callable[[], Written], news: WriteNews) -> None:
+    """Writes a run's last checkpoint, and tells of it; training stands still meanwhile.
+
+    Raises:
+        StorageError: it could not be written, again and again.
+    """
+    for pause_s in (*LAST_SAVE_PAUSES_S, None):
+        written = write()
+        if not written.trouble:
+            news.told(written, written.write_s)
+            return
+        if pause_s is None:
+            raise StorageError(written.trouble)
+        news.told(written, 0.0)
+        news.note_failure()
+        time.sleep(pause_s)
 
 
 class BackgroundWriter:

@@ -2,20 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from data_pipeline.errors import DataError
 from distrain.config import CheckpointConfig
-from distrain.coordinator.checkpoint import (
-    CheckpointContents,
-    DamagedCheckpointError,
-    read_checkpoint,
-)
+from distrain.coordinator.checkpoint import CheckpointContents, read_checkpoint
+from distrain.coordinator.checkpoint_store import CheckpointStore, DamagedCheckpointError
 from distrain.coordinator.checkpointing import AVERAGE, BEST, MODEL, Checkpoint, best_steps
-from distrain.coordinator.run_layout import folder_name, steps_in
 from distrain.coordinator.run_state import RunState
 from distrain.errors import UsageError
 from distrain.learn.averaging import COUNT, PREFIX
@@ -42,7 +37,7 @@ class ChosenWeights:
 
 
 def chosen_weights(
-    root: Path, step: int | None, which: Which, policy: CheckpointConfig | None
+    store: CheckpointStore, step: int | None, which: Which, policy: CheckpointConfig | None
 ) -> ChosenWeights:
     """Weights from the checkpoint of a step, or from the newest.
 
@@ -53,41 +48,43 @@ def chosen_weights(
         UsageError: there is no such checkpoint, or it has no such weights.
         DataError: it is damaged, or was removed while it was read.
     """
-    chosen = existing_step(root, step)
-    contents = read_whole(root, chosen)
+    chosen = existing_step(store, step)
+    contents = read_whole(store, chosen)
     if which == BEST and BEST not in contents.tensors and step is None:
-        best = _best_that_is_there(root, contents, policy)
+        best = _best_that_is_there(store, contents, policy)
         if best is not None:
-            return _measured(read_whole(root, best), best)
+            return _measured(read_whole(store, best), best)
     return _of_kind(contents, chosen, which)
 
 
-def existing_step(root: Path, step: int | None) -> int:
+def existing_step(store: CheckpointStore, step: int | None) -> int:
     """The step itself, or the newest there is a checkpoint of.
 
     Raises:
         UsageError: there is none; it names those that there are.
     """
-    steps = steps_in(root)
+    steps = store.steps()
     if not steps:
-        raise UsageError(f"there is no checkpoint in {root}: the run has written none yet")
+        raise UsageError(f"there is no checkpoint in {store.where}: the run has written none yet")
     if step is not None and step not in steps:
         more = "..., " if len(steps) > _MOST_NAMED else ""
         named = more + ", ".join(map(str, steps[-_MOST_NAMED:]))
-        raise UsageError(f"there is no checkpoint of step {step} in {root}; there are: {named}")
+        raise UsageError(
+            f"there is no checkpoint of step {step} in {store.where}; there are: {named}"
+        )
     return steps[-1] if step is None else step
 
 
-def read_whole(root: Path, step: int) -> CheckpointContents:
+def read_whole(store: CheckpointStore, step: int) -> CheckpointContents:
     """Reads and verifies a checkpoint, and leaves a damaged one where it is.
 
     Raises:
         DataError: it is damaged, or was removed while it was read.
     """
     try:
-        return read_checkpoint(root, step)
+        return read_checkpoint(store, step)
     except DamagedCheckpointError as error:
-        if not (root / folder_name(step)).exists():
+        if not store.has(step):
             raise DataError(removed_text(step)) from error
         raise DataError(f"{error}; name another with --step") from error
 
@@ -101,12 +98,12 @@ def removed_text(step: int) -> str:
 
 
 def _best_that_is_there(
-    root: Path, newest: CheckpointContents, policy: CheckpointConfig | None
+    store: CheckpointStore, newest: CheckpointContents, policy: CheckpointConfig | None
 ) -> int | None:
     if policy is None:
         return None
     epochs = RunState.from_json(newest.state["run"]).epochs
-    there = steps_in(root)
+    there = store.steps()
     return next((s for s in best_steps(Checkpoint(**asdict(policy)), epochs) if s in there), None)
 
 

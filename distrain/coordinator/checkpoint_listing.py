@@ -3,14 +3,14 @@
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from distrain.config import CheckpointConfig
-from distrain.coordinator.run_layout import CHECKPOINTS, JOB, STATUS, folder_name, steps_in
-from distrain.errors import UsageError
-
-_STATE = "state.json"
+from distrain.coordinator.checkpoint_store import (
+    STATE,
+    CheckpointStore,
+    DamagedCheckpointError,
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class ListedCheckpoint:
 
     Attributes:
         step: Steps done.
-        path: Its folder.
+        path: Its folder, or the address of it.
         size_bytes: Of all its files, as they lie there.
         written: Unix time; None where it can't be told.
         epoch: The epoch in hand, or the one that is just done; counted from 1.
@@ -30,7 +30,7 @@ class ListedCheckpoint:
     """
 
     step: int
-    path: Path
+    path: str
     size_bytes: int
     written: float | None
     epoch: int | None = None
@@ -40,42 +40,26 @@ class ListedCheckpoint:
     problem: str = ""
 
 
-def checkpoint_root(run: Path) -> Path:
-    """Where a run's checkpoints stand; none may have been written yet.
-
-    Raises:
-        UsageError: there is no run in the folder.
-    """
-    if not any((run / name).exists() for name in (JOB, STATUS, CHECKPOINTS)):
-        raise UsageError(
-            f"there is no run in {run}: name the folder that holds its {JOB} and {CHECKPOINTS}"
-        )
-    return run / CHECKPOINTS
-
-
-def listed_checkpoints(root: Path) -> list[ListedCheckpoint]:
+def listed_checkpoints(store: CheckpointStore) -> list[ListedCheckpoint]:
     """All that have a checkpoint's name, oldest first; those removed meanwhile are left out."""
-    found = (_listed(root / folder_name(step), step) for step in steps_in(root))
+    found = (_listed(store, step) for step in store.steps())
     return [one for one in found if one is not None]
 
 
-def set_aside(root: Path) -> list[str]:
-    """The folders of checkpoints that the run has found damaged, and keeps out of the way."""
-    return sorted(path.name for path in root.glob("damaged-step-*"))
-
-
-def _listed(folder: Path, step: int) -> ListedCheckpoint | None:
-    state = folder / _STATE
-    size, written = 0, None
+def _listed(store: CheckpointStore, step: int) -> ListedCheckpoint | None:
+    place = store.name_of(step)
+    size, written = 0, store.written(step)
     try:
-        size = sum(path.lstat().st_size for path in folder.iterdir())
-        written = state.stat().st_mtime
-        run = json.loads(state.read_bytes())["body"]["state"]["run"]
+        with store.reading(step):
+            size = sum(store.files(step).values())
+            with store.open(step, STATE) as file:
+                text = file.read()
+        run = json.loads(text)["body"]["state"]["run"]
         epochs = run["epochs"]
         ends = bool(epochs) and epochs[-1]["step"] == step
         return ListedCheckpoint(
             step,
-            folder,
+            place,
             size,
             written,
             epoch=len(epochs) + (not ends),
@@ -83,11 +67,13 @@ def _listed(folder: Path, step: int) -> ListedCheckpoint | None:
             scores=dict(epochs[-1]["scores"]) if ends else {},
             run=run,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if not folder.exists():
-            return None
-        why = f"{type(error).__name__}: {error}"
-        return ListedCheckpoint(step, folder, size, written, problem=f"{_STATE}: {why}")
+    except DamagedCheckpointError as error:
+        problem = str(error)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"{STATE}: {type(error).__name__}: {error}"
+    return (
+        ListedCheckpoint(step, place, size, written, problem=problem) if store.has(step) else None
+    )
 
 
 def kept_by(

@@ -5,19 +5,17 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
-from data_pipeline.errors import StorageError
 from distrain.config import CheckpointConfig
 from distrain.coordinator.checkpoint import CheckpointContents, write_checkpoint
+from distrain.coordinator.checkpoint_store import CheckpointStore
 from distrain.coordinator.monitor import MODES, beats, settled_mode
 from distrain.coordinator.observers import EpochRecord
 from distrain.coordinator.return_point import GROUPS, Described, ReturnPoints
-from distrain.coordinator.run_layout import folder_name, steps_in
 from distrain.coordinator.run_state import RunState
 from distrain.errors import ConfigError
 from distrain.learn.averaging import AveragedWeights
@@ -48,6 +46,9 @@ class Checkpoint(CheckpointConfig):
         keep_every: Write after every so many steps, too, and keep those for good.
         monitor: What makes one better: `loss`, a metric, or one with `val_`.
         mode: Whether less or more is better; "auto" takes less for losses and errors.
+        store: Where to write, such as `s3://bucket/prefix`, any address that
+            `pyarrow.fs.FileSystem.from_uri` takes; None for the run's folder. Each run has a place
+            of its own there, by its id.
     """
 
     def __post_init__(self) -> None:
@@ -124,14 +125,14 @@ def is_scheduled(policy: Checkpoint, state: RunState) -> bool:
 class CheckpointKeeper:
     """Rank 0's part: writes what is due, and removes what is superfluous."""
 
-    def __init__(self, policy: Checkpoint, root: Path, check: Callable[[], None]) -> None:
-        """`root` is the run's `checkpoints` folder; it need not exist.
-
-        `check` raises where another start of the run has taken over.
-        """
-        self._policy, self._root, self._check = policy, root, check
+    def __init__(
+        self, policy: Checkpoint, store: CheckpointStore, check: Callable[[], None]
+    ) -> None:
+        """`store` has the run's checkpoints; `check` raises where another start has taken over."""
+        self._policy, self._store, self._check = policy, store, check
         self._last = time.monotonic()
         self._again: float | None = None
+        self._has_leftovers = True
 
     def is_time(self) -> bool:
         """Whether the clock says that the next step's state is to be written."""
@@ -140,8 +141,8 @@ class CheckpointKeeper:
             return True
         return every_s is not None and now - self._last >= every_s
 
-    def write(self, state: RunState, written: CheckpointContents) -> Path:
-        """Writes a checkpoint, then removes those that need not be kept.
+    def write(self, state: RunState, written: CheckpointContents) -> int:
+        """Writes a checkpoint, then removes those that need not be kept; gives its bytes.
 
         One that could not be written is tried again soon, of the step that the run is at then.
 
@@ -152,24 +153,15 @@ class CheckpointKeeper:
         self._check()
         self._last = time.monotonic()
         self._again = self._last + TRY_AGAIN_S
-        folder = write_checkpoint(self._root, state.step, written)
-        self._again = None
+        if self._has_leftovers:
+            self._store.clear_leftovers()
+        self._has_leftovers = True
+        num_bytes = write_checkpoint(self._store, state.step, written, self._check)
+        self._again, self._has_leftovers = None, False
         self._check()
-        for step in superfluous_steps(self._policy, steps_in(self._root), state):
-            _remove(self._root / folder_name(step))
-        return folder
-
-
-def _remove(folder: Path) -> None:
-    """Takes a checkpoint's name away first, so that no half of one is ever found under it."""
-    aside = folder.with_name(f".{folder.name}.partial")
-    try:
-        folder.rename(aside)
-        for path in aside.iterdir():
-            path.unlink()
-        aside.rmdir()
-    except OSError as error:
-        raise StorageError(f"cannot remove the old checkpoint {folder}: {error}") from error
+        for step in superfluous_steps(self._policy, self._store.steps(), state):
+            self._store.remove(step)
+        return num_bytes
 
 
 def take_up(

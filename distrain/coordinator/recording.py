@@ -131,7 +131,7 @@ class Recording:
             notes += self._add_observers(state, hosts, goes_on=goes_on)
         for observer in self._observers:
             observer.begin(plan, epochs)
-        passed_over = [f"a damaged checkpoint is passed over: {text}" for text in found.damaged]
+        passed_over = [f"checkpoints are passed over: {text}" for text in found.damaged]
         notes = [*(("damaged", text) for text in passed_over), *notes]
         self._tell_of_start(step, notes)
         if goes_on:

@@ -21,7 +21,6 @@ from data_pipeline.durable import write_whole
 from data_pipeline.errors import DataError, StorageError
 from distrain.coordinator.generation import WORKERS, Generation
 from distrain.coordinator.run_layout import (
-    CHECKPOINTS,
     ENVIRONMENT,
     EVENTS,
     GENERATION,
@@ -167,11 +166,6 @@ class RunFolder:
         """
         return self._run_id or str(self.status().get("run_id", ""))
 
-    @property
-    def checkpoints(self) -> Path:
-        """Where the run's checkpoints stand; made with the first of them."""
-        return self.path / CHECKPOINTS
-
     def begin(
         self,
         job: Mapping[str, Any],
@@ -189,8 +183,6 @@ class RunFolder:
         self._generation = Generation(self.path)
         self._workers = environment["world_size"]
         (self.path / RESULT).unlink(missing_ok=True)
-        for left in self.path.glob(f"{CHECKPOINTS}/.step-*.partial"):
-            shutil.rmtree(left, ignore_errors=True)
         if not goes_on:
             (self.path / EVENTS).unlink(missing_ok=True)
             shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)

@@ -25,7 +25,13 @@ def folder_name(step: int) -> str:
     return f"step-{step:09d}"
 
 
+def step_of(name: str) -> int | None:
+    """The step that a folder's name is of; None for another folder."""
+    found = _CHECKPOINT.fullmatch(name)
+    return int(found[1]) if found else None
+
+
 def steps_in(root: Path) -> list[int]:
     """The steps that `root` has checkpoints of, oldest first; only names are looked at."""
     names = [path.name for path in root.iterdir()] if root.is_dir() else []
-    return sorted(int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name)))
+    return sorted(step for name in names if (step := step_of(name)) is not None)

@@ -19,7 +19,9 @@ from distrain.coordinator.run_layout import (
     STATUS,
     steps_in,
 )
-from distrain.errors import UsageError
+from distrain.coordinator.stored_checkpoints import recorded_address
+from distrain.errors import ConfigError, UsageError
+from distrain.store_address import without_options
 
 LOST = "lost"
 """A run that says it is running, and nothing on this machine runs it."""
@@ -55,6 +57,7 @@ class RunStatus:
         workers: How many there are, or were at the end; None where that was not noted.
         workers_range: How many there may be, as MIN:MAX; None where their number is fixed.
         checkpoint_step: The newest checkpoint's; None without one. It is not verified here.
+        checkpoint_store: Where that is, if not in the folder: then the log's word is taken for it.
         loss: Of the last step.
         steps_per_s: Over the last steps of this start.
         seconds_left: At that speed, without the evaluations to come; None where it doesn't run.
@@ -77,6 +80,7 @@ class RunStatus:
     workers: int | None
     workers_range: str | None
     checkpoint_step: int | None
+    checkpoint_store: str | None
     loss: float | None
     steps_per_s: float | None
     seconds_left: float | None
@@ -108,6 +112,7 @@ def read_status(folder: Path) -> RunStatus:
     speed = _speed(steps) if state == RUNNING else None
     planned = int(told.get("steps", 0))
     result = folder / RESULT
+    store = _store(folder)
     return RunStatus(
         state=state,
         reason=str(told.get("reason", "")),
@@ -121,7 +126,10 @@ def read_status(folder: Path) -> RunStatus:
         host=str(told.get("host", "")),
         workers=told.get("workers"),
         workers_range=told.get("workers_range"),
-        checkpoint_step=max(steps_in(folder / CHECKPOINTS), default=None),
+        checkpoint_step=_logged_checkpoint(folder / EVENTS)
+        if store
+        else max(steps_in(folder / CHECKPOINTS), default=None),
+        checkpoint_store=store,
         loss=last.get("loss"),
         steps_per_s=speed,
         seconds_left=max(0, planned - step) / speed if speed else None,
@@ -129,6 +137,20 @@ def read_status(folder: Path) -> RunStatus:
         result=str(result) if result.is_file() else None,
         life=_life(folder / EVENTS),
     )
+
+
+def _store(folder: Path) -> str | None:
+    try:
+        address = recorded_address(folder)
+    except (UsageError, ConfigError):  # whoever goes on with the run is told of it
+        return None
+    return None if address is None else without_options(address)
+
+
+def _logged_checkpoint(path: Path) -> int | None:
+    """The step of the newest checkpoint that the log tells of."""
+    events = islice(_from_end(path), _MOST_EVENTS)
+    return next((event["step"] for event in events if event.get("event") == "checkpoint"), None)
 
 
 def _is_free(path: Path) -> bool:

@@ -14,8 +14,15 @@ from typing import NoReturn, Self
 import torch
 
 from data_pipeline.errors import StorageError
-from distrain.coordinator.background_writer import BackgroundWriter, WriteNews, write_timed
+from distrain.coordinator.background_writer import (
+    BackgroundWriter,
+    WriteNews,
+    Written,
+    write_last,
+    write_timed,
+)
 from distrain.coordinator.checkpoint import CheckpointContents
+from distrain.coordinator.checkpoint_store import CheckpointStore
 from distrain.coordinator.checkpointing import Checkpoint, CheckpointKeeper, is_scheduled, take_up
 from distrain.coordinator.part_snapshots import PartSnapshots
 from distrain.coordinator.recording import Recording
@@ -25,6 +32,7 @@ from distrain.coordinator.snapshot import Slot, slot_bytes
 from distrain.coordinator.snapshot_keeper import PREPARED_AT_ONCE_BYTES, SnapshotKeeper, is_over
 from distrain.coordinator.state_contents import StateContents, WholeOptimizer
 from distrain.coordinator.stops import StopAskedError, StoppedError, end_process, reason_of
+from distrain.coordinator.stored_checkpoints import begun_store, open_store
 from distrain.coordinator.taking_up import Found, newest_state
 from distrain.errors import BadStepError, ConfigError
 from distrain.parallel.communicator import broadcast_bytes
@@ -34,9 +42,6 @@ from distrain.step import StepResult, TrainingStep
 
 AT_REST_S = 5.0
 """So long an update may take that stands between a stop and the last save."""
-
-LAST_SAVE_PAUSES_S = (0.2, 1.0)
-"""Before a run that is asked to stop tries again to save."""
 
 
 class Saver:
@@ -58,6 +63,7 @@ class Saver:
     ) -> None:
         """`policy` is None for a run that saves nothing; `path` is the run folder's."""
         self._world, self._recording, self._policy = world, recording, policy
+        self._store: CheckpointStore | None = None
         self._keeper: CheckpointKeeper | None = None
         self._writer: BackgroundWriter | None = None
         every_steps = policy.snapshot_every if policy is not None else 0
@@ -88,9 +94,12 @@ class Saver:
 
         Raises:
             StorageError: there are checkpoints, and none is good.
-            ConfigError: the run has gone beyond `last_step`.
+            ConfigError: the run has gone beyond `last_step`; or its checkpoints are elsewhere.
         """
-        found = newest_state(self._recording.folder, self._snapshots.held, self._world)
+        if (folder := self._recording.folder) is not None:
+            address = self._policy.store if self._policy else None
+            self._store = open_store(folder.path, folder.run_id, address)
+        found = newest_state(folder, self._store, self._snapshots.held, self._world)
         if found.step > last_step:
             raise ConfigError(
                 f"the run stands after step {found.step}, and {last_step} steps are asked for: "
@@ -119,9 +128,11 @@ class Saver:
         if self._policy is None or not told:
             return
         run_id, start = json.loads(told)
-        if folder is not None:
-            check = folder.check_generation
-            self._keeper = CheckpointKeeper(self._policy, folder.checkpoints, check)
+        if folder is not None and self._store is not None:
+            if not self._state.step:
+                address = self._policy.store
+                self._store = begun_store(folder.path, folder.run_id, address, self._store)
+            self._keeper = CheckpointKeeper(self._policy, self._store, folder.check_generation)
         is_keeper = self._keeper is not None
         shared = self._contents.ownership.is_shared  # no worker has all of the state
         self._snapshots.begin(run_id, start, is_written=is_keeper, lasting=not shared)
@@ -290,8 +301,8 @@ class Saver:
         changed = self._policy is not None and self._state.step > self._on_disk
         optimizer = self._optimizer_state() if changed else WholeOptimizer()
         if self._keeper is not None:
+            state = model.state_dict() if changed else None
             try:
-                state = model.state_dict() if changed else None
                 self._save_last(self._keeper, reason, state, optimizer)
             except StorageError as error:
                 trouble = f"stopped by {reason}, and the last save failed: {error}"
@@ -349,18 +360,13 @@ class Saver:
         """
         self.drain()
         if model is not None:
-            for pause_s in (*LAST_SAVE_PAUSES_S, None):
+
+            def write() -> Written:
                 with self._saving:
                     found = self._whole(model, optimizer)
-                    written = write_timed(keeper.write, self._state, found)
-                if not written.trouble:
-                    self._news.told(written, written.write_s)
-                    break
-                if pause_s is None:
-                    raise StorageError(written.trouble)
-                self._news.told(written, 0.0)
-                self._news.note_failure()
-                time.sleep(pause_s)
+                    return write_timed(keeper.write, self._state, found)
+
+            write_last(write, self._news)
         self._snapshots.remove()
         self._recording.stopped(reason)
 

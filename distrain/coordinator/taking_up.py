@@ -4,7 +4,6 @@ import json
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -12,11 +11,13 @@ from safetensors.torch import save as save_safetensors
 
 from data_pipeline.errors import StorageError
 from distrain.coordinator.checkpoint import CheckpointContents, newest_checkpoint
+from distrain.coordinator.checkpoint_store import CheckpointStore
 from distrain.coordinator.host_memory import Part, SnapshotFolder, read_snapshot
 from distrain.coordinator.log_tail import last_step
 from distrain.coordinator.run_folder import RunFolder
-from distrain.coordinator.run_layout import EVENTS, steps_in
+from distrain.coordinator.run_layout import EVENTS
 from distrain.coordinator.snapshot_parts import joined_contents, whole_sets
+from distrain.coordinator.stored_checkpoints import refuse_moved
 from distrain.parallel.communicator import broadcast_bytes, bytes_to_first, gather_bytes
 from distrain.parallel.world import World
 
@@ -44,18 +45,25 @@ def is_first_of_host(world: World) -> bool:
     return hosts.index(hosts[world.rank]) == world.rank
 
 
-def newest_state(folder: RunFolder | None, snapshots: SnapshotFolder | None, world: World) -> Found:
+def newest_state(
+    folder: RunFolder | None,
+    store: CheckpointStore | None,
+    snapshots: SnapshotFolder | None,
+    world: World,
+) -> Found:
     """The newest state of a run; all workers call it.
 
     A snapshot that is newer than the run's log is none to go on from: the log would have a gap.
 
     Args:
         folder: The run's, on rank 0.
+        store: The run's checkpoints, on rank 0.
         snapshots: Those of this worker's host, for the first worker there; None on the others.
         world: All workers.
 
     Raises:
-        StorageError: there are checkpoints, none is good, and no snapshot either.
+        StorageError: there are checkpoints, none is good or can be had, and no snapshot either.
+        ConfigError: the place of the checkpoints is not there, or was another before.
     """
     told = b""
     if folder is not None:
@@ -67,8 +75,10 @@ def newest_state(folder: RunFolder | None, snapshots: SnapshotFolder | None, wor
     parts = _held_parts(snapshots, run_id, range(max(steps) + 1, logged + 1), world)
     newest = max(steps) if parts is None else parts.step
     found = Found(0, None, is_from_memory=False)
-    if folder is not None:
-        found = _on_disk(folder.checkpoints, newest)
+    if folder is not None and store is not None:
+        found = _stored(store, newest)
+        if not found.step:
+            refuse_moved(folder.path, folder.run_id, store)
     decided = torch.tensor([found.step, int(found.is_from_memory)], device=world.device)
     world.communicator.broadcast(decided)
     step, is_from_memory = decided.tolist()
@@ -130,12 +140,13 @@ def _from_all(number: int, world: World) -> list[int]:
     return [int(one) for one in world.communicator.all_gather(mine).flatten()]
 
 
-def _on_disk(checkpoints: Path, in_memory: int) -> Found:
-    """What rank 0 finds on the disk, where that is not older than what is in memory."""
-    if in_memory > max(steps_in(checkpoints), default=0):
-        return Found(in_memory, None, is_from_memory=True)
+def _stored(store: CheckpointStore, in_memory: int) -> Found:
+    """What rank 0 finds of checkpoints, where that is not older than what is in memory."""
     try:
-        newest = newest_checkpoint(checkpoints)
+        store.check()
+        if in_memory > max(store.steps(), default=0):
+            return Found(in_memory, None, is_from_memory=True)
+        newest = newest_checkpoint(store)
     except StorageError as error:
         if not in_memory:
             raise

@@ -3,32 +3,20 @@
     | bytes of the header, 8 | header: JSON, padded to a multiple of 8 | tensor | tensor | ...
 
 Byte for byte what `safetensors.torch.save` gives (https://github.com/huggingface/safetensors#format),
-without that function's copies: tensors are hashed and written from where they lie, side by side.
+without that function's copies: tensors are hashed and written from where they lie.
 """
 
-import hashlib
 import json
-import os
-import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import wait
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from distrain.coordinator.daemon import begun
 from distrain.errors import ConfigError
 
 CHUNK_BYTES = 16 * 2**20
 """Each file is digested in chunks of this size."""
-
-WRITERS = 2
-"""Threads that hash and write chunks of a file side by side; for files of several chunks."""
-
-_MOST_PIECES = 512
-"""Of memory, handed to one call of the system's, which takes 1,024 at most."""
 
 _ALIGNED = 8
 
@@ -88,39 +76,9 @@ class TensorFile:
             for name, place in self.places.items()
         }
 
-    def write(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> list[str]:
-        """Writes and syncs the file; the SHA-256 of each chunk, in order.
-
-        Chunks are hashed and written side by side; both leave the interpreter to others.
-
-        Raises:
-            OSError: it can't be written.
-        """
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        try:
-            chunks = enumerate(_in_chunks(self._pieces(tensors)))
-            taking, digests = threading.Lock(), dict[int, str]()
-
-            def work() -> None:
-                while True:
-                    with taking:
-                        number, pieces = next(chunks, (-1, []))
-                    if number < 0:
-                        return
-                    digests[number] = _written(file, number * CHUNK_BYTES, pieces)
-
-            side_by_side = min(WRITERS, -(-self.num_bytes // CHUNK_BYTES))
-            writers = [begun(work, "distrain-chunks") for _ in range(1, side_by_side)]
-            try:
-                work()
-            finally:
-                wait(writers)  # the file must not be closed under them
-            for writer in writers:
-                writer.result()
-            os.fsync(file)
-        finally:
-            os.close(file)
-        return [digests[number] for number in range(len(digests))]
+    def chunks(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[list[memoryview]]:
+        """The file's bytes, where they lie, in chunks of `CHUNK_BYTES`; the last one is shorter."""
+        return _in_chunks(self._pieces(tensors))
 
     def _pieces(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[memoryview]:
         """The file's bytes; a tensor of a device comes to the host in its turn."""
@@ -184,21 +142,3 @@ def _in_chunks(pieces: Iterator[memoryview]) -> Iterator[list[memoryview]]:
             room -= len(rest)
     if chunk:
         yield chunk
-
-
-def _written(file: int, start: int, pieces: list[memoryview]) -> str:
-    """Hashes a chunk and writes it where it belongs; its SHA-256."""
-    digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece)
-    for first in range(0, len(pieces), _MOST_PIECES):
-        some = pieces[first : first + _MOST_PIECES]
-        end = start + sum(map(len, some))
-        while start < end:
-            done = os.pwritev(file, some, start)
-            start += done
-            while some and done >= len(some[0]):
-                done -= len(some.pop(0))
-            if some:
-                some[0] = some[0][done:]
-    return digest.hexdigest()

@@ -29,10 +29,11 @@ from distrain.coordinator.observers import finite_or_none
 from distrain.coordinator.recording import Recording
 from distrain.coordinator.return_point import ReturnPoints
 from distrain.coordinator.run_folder import identity_changes
-from distrain.coordinator.run_layout import CHECKPOINTS, DONE, ENVIRONMENT, EVENTS, FAILED, STATUS
+from distrain.coordinator.run_layout import DONE, ENVIRONMENT, EVENTS, FAILED, STATUS
 from distrain.coordinator.run_status import RunStatus, read_status
 from distrain.coordinator.saving import Saver
 from distrain.coordinator.stops import StopAskedError
+from distrain.coordinator.stored_checkpoints import store_of_run
 from distrain.errors import ConfigError, ExitCode, NonFiniteError, UsageError, is_for_the_user
 from distrain.micro_batch import columns_of
 from distrain.practice.activation_memory import activation_bytes
@@ -142,10 +143,11 @@ class Replay:
                 + "\nReplay it with the code, the data and the settings that it was made with"
             )
         step = self._checked_step(epochs * parts.plan.steps_per_epoch)
-        start, contents, passed_over = checkpoint_before(folder / CHECKPOINTS, step)
+        store = store_of_run(folder)
+        start, contents, passed_over = checkpoint_before(store, step)
         epoch = parts.plan.batch(step - 1).epoch + 1
         request.tell(f"{folder}: step {step} of epoch {epoch}")
-        for text in (*passed_over, *walk_lines(start, step, folder, parts.rules.checkpoint)):
+        for text in (*passed_over, *walk_lines(start, step, store, parts.rules.checkpoint)):
             request.tell(text)
         watch = StepWatch(
             step - 1,

@@ -6,14 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from distrain.bad_numbers import NumbersState
-from distrain.coordinator.checkpoint import (
-    CheckpointContents,
-    DamagedCheckpointError,
-    read_checkpoint,
-)
+from distrain.coordinator.checkpoint import CheckpointContents, read_checkpoint
+from distrain.coordinator.checkpoint_store import CheckpointStore, DamagedCheckpointError
 from distrain.coordinator.checkpointing import Checkpoint
 from distrain.coordinator.observers import Ending, EpochRecord, finite_or_none
-from distrain.coordinator.run_layout import CHECKPOINTS, steps_in
 from distrain.errors import UsageError
 from distrain.parallel.split import BatchPlan
 from distrain.step import StepResult
@@ -123,22 +119,26 @@ class Listener:
         """Nothing."""
 
 
-def checkpoint_before(root: Path, step: int) -> tuple[int, CheckpointContents | None, list[str]]:
+def checkpoint_before(
+    store: CheckpointStore, step: int
+) -> tuple[int, CheckpointContents | None, list[str]]:
     """The newest good checkpoint of less than `step` steps; 0 and None where there is none.
 
     Returns:
         Its number of steps, its contents, and what was wrong with newer ones: they stay in place.
     """
     damaged: list[str] = []
-    for at in reversed([at for at in steps_in(root) if at < step]):
+    for at in reversed([at for at in store.steps() if at < step]):
         try:
-            return at, read_checkpoint(root, at), damaged
+            return at, read_checkpoint(store, at), damaged
         except DamagedCheckpointError as error:
             damaged.append(f"damaged   {error}: passed over")
     return 0, None, damaged
 
 
-def walk_lines(start: int, step: int, folder: Path, policy: Checkpoint | None) -> list[str]:
+def walk_lines(
+    start: int, step: int, store: CheckpointStore, policy: Checkpoint | None
+) -> list[str]:
     """From where it is walked, and how there would be less to walk."""
     steps = step - start
     origin = f"after the checkpoint of step {start}" if start else "the run's begin, by its seed"
@@ -147,7 +147,7 @@ def walk_lines(start: int, step: int, folder: Path, policy: Checkpoint | None) -
     is_kept = steps <= (every or 1)
     if is_kept:
         return lines
-    later = [at for at in steps_in(folder / CHECKPOINTS) if at >= step]
+    later = [at for at in store.steps() if at >= step]
     if later and policy is not None:
         lines += [
             f"          nearer checkpoints are not kept any more: checkpoint.keep_last (now "

@@ -15,11 +15,11 @@ from torch import nn
 from data_pipeline.errors import StorageError
 from distrain.coordinator.checkpoint import (
     CheckpointContents,
-    DamagedCheckpointError,
     newest_checkpoint,
     read_checkpoint,
     write_checkpoint,
 )
+from distrain.coordinator.checkpoint_store import DamagedCheckpointError
 from distrain.coordinator.checkpointing import (
     Checkpoint,
     CheckpointKeeper,
@@ -28,6 +28,7 @@ from distrain.coordinator.checkpointing import (
     superfluous_steps,
 )
 from distrain.coordinator.early_stopping import Progress, Verdict
+from distrain.coordinator.folder_store import FolderStore
 from distrain.coordinator.ledger import LedgerTotals
 from distrain.coordinator.observers import EpochRecord
 from distrain.coordinator.run_layout import folder_name, steps_in
@@ -58,9 +59,9 @@ def assert_same(found: CheckpointContents, wanted: CheckpointContents) -> None:
 
 
 def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, 12, some_contents(12))
+    write_checkpoint(FolderStore(tmp_path), 12, some_contents(12))
     assert steps_in(tmp_path) == [12]
-    assert_same(read_checkpoint(tmp_path, 12), some_contents(12))
+    assert_same(read_checkpoint(FolderStore(tmp_path), 12), some_contents(12))
     assert sorted(path.name for path in (tmp_path / "step-000000012").iterdir()) == [
         "model.safetensors",
         "optimizer.safetensors",
@@ -69,9 +70,9 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_never_written_over(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, 3, some_contents(3))
-    write_checkpoint(tmp_path, 3, some_contents(4))
-    assert_same(read_checkpoint(tmp_path, 3), some_contents(3))
+    write_checkpoint(FolderStore(tmp_path), 3, some_contents(3))
+    write_checkpoint(FolderStore(tmp_path), 3, some_contents(4))
+    assert_same(read_checkpoint(FolderStore(tmp_path), 3), some_contents(3))
 
 
 def all_files(root: Path) -> list[Path]:
@@ -87,7 +88,7 @@ def test_any_changed_byte_or_cut_file_is_found_and_the_one_before_is_taken(
 ) -> None:
     root = tmp_path_factory.mktemp("checkpoints")
     for step in (5, 6):
-        write_checkpoint(root, step, some_contents(step))
+        write_checkpoint(FolderStore(root), step, some_contents(step))
     file = data.draw(st.sampled_from(all_files(root / folder_name(6))))
     content = bytearray(file.read_bytes())
     if data.draw(st.booleans()):
@@ -95,7 +96,7 @@ def test_any_changed_byte_or_cut_file_is_found_and_the_one_before_is_taken(
     else:
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     file.write_bytes(content)
-    newest = newest_checkpoint(root)
+    newest = newest_checkpoint(FolderStore(root))
     assert newest is not None
     assert newest.step == 5
     assert_same(newest.contents, some_contents(5))
@@ -106,18 +107,18 @@ def test_any_changed_byte_or_cut_file_is_found_and_the_one_before_is_taken(
 
 
 def test_with_no_good_checkpoint_left_the_run_does_not_start_over(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, 2, some_contents(2))
+    write_checkpoint(FolderStore(tmp_path), 2, some_contents(2))
     (tmp_path / folder_name(2) / "model.safetensors").unlink()
     with pytest.raises(
         StorageError, match=r"no checkpoint in .* is good.*model.safetensors is mis"
     ):
-        newest_checkpoint(tmp_path)
+        newest_checkpoint(FolderStore(tmp_path))
 
 
 def test_no_checkpoint_at_all_is_a_runs_begin(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path / "none") is None
+    assert newest_checkpoint(FolderStore(tmp_path / "none")) is None
     (tmp_path / ".step-000000003.abc.partial").mkdir()
-    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(FolderStore(tmp_path)) is None
 
 
 def plant_pickle(folder: Path) -> None:
@@ -159,17 +160,17 @@ def rewrite_body(folder: Path, change: Callable[[str], str]) -> None:
 def test_what_is_planted_in_a_checkpoint_is_refused_by_name(
     tmp_path: Path, plant: Callable[[Path], None], message: str
 ) -> None:
-    write_checkpoint(tmp_path, 1, some_contents(1))
+    write_checkpoint(FolderStore(tmp_path), 1, some_contents(1))
     plant(tmp_path / folder_name(1))
     with pytest.raises(DamagedCheckpointError, match=message):
-        read_checkpoint(tmp_path, 1)
+        read_checkpoint(FolderStore(tmp_path), 1)
 
 
 def test_a_link_instead_of_a_checkpoint_is_refused(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "elsewhere", 1, some_contents(1))
+    write_checkpoint(FolderStore(tmp_path / "elsewhere"), 1, some_contents(1))
     (tmp_path / folder_name(1)).symlink_to(tmp_path / "elsewhere" / folder_name(1))
     with pytest.raises(DamagedCheckpointError, match="no folder of its own"):
-        read_checkpoint(tmp_path, 1)
+        read_checkpoint(FolderStore(tmp_path), 1)
 
 
 class PowerCut(BaseException):
@@ -180,7 +181,7 @@ class PowerCut(BaseException):
 def test_a_writer_that_is_cut_off_anywhere_leaves_a_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    write_checkpoint(tmp_path, 1, some_contents(1))
+    write_checkpoint(FolderStore(tmp_path), 1, some_contents(1))
     done = 0
 
     def cut_off(function: Callable[..., object]) -> Callable[..., object]:
@@ -199,12 +200,12 @@ def test_a_writer_that_is_cut_off_anywhere_leaves_a_good_checkpoint(
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
     monkeypatch.setattr(Path, "write_bytes", cut_off(Path.write_bytes))
     try:
-        write_checkpoint(tmp_path, 2, some_contents(2))
+        write_checkpoint(FolderStore(tmp_path), 2, some_contents(2))
         whole = True
     except PowerCut:
         whole = False
     monkeypatch.undo()
-    newest = newest_checkpoint(tmp_path)
+    newest = newest_checkpoint(FolderStore(tmp_path))
     assert newest is not None
     assert not newest.damaged
     assert_same(newest.contents, some_contents(newest.step))
@@ -219,7 +220,7 @@ def test_a_full_disk_leaves_nothing_under_the_name(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(StorageError, match=r"step-000000001: No space left"):
-        write_checkpoint(tmp_path, 1, some_contents(1))
+        write_checkpoint(FolderStore(tmp_path), 1, some_contents(1))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -249,7 +250,7 @@ def test_of_a_time_that_the_run_has_gone_back_from_nothing_is_kept() -> None:
 def test_every_nth_is_written_and_kept_for_good(tmp_path: Path) -> None:
     policy = Checkpoint(every_steps=4, every_seconds=None, keep_last=1, keep_every=6)
     assert superfluous_steps(policy, [4, 6, 8, 12, 16, 18, 20], RunState(step=20)) == [4, 8, 16]
-    keeper = CheckpointKeeper(policy, tmp_path, lambda: None)
+    keeper = CheckpointKeeper(policy, FolderStore(tmp_path), lambda: None)
     for step in range(1, 21):
         if is_scheduled(policy, RunState(step=step)):
             keeper.write(RunState(step=step), some_contents(step))
@@ -258,7 +259,7 @@ def test_every_nth_is_written_and_kept_for_good(tmp_path: Path) -> None:
 
 def test_a_keeper_writes_what_is_due_and_removes_what_is_superfluous(tmp_path: Path) -> None:
     policy = Checkpoint(every_steps=2, every_seconds=None, keep_last=2)
-    keeper = CheckpointKeeper(policy, tmp_path, lambda: None)
+    keeper = CheckpointKeeper(policy, FolderStore(tmp_path), lambda: None)
     for step in range(1, 9):
         state = RunState(step=step)
         if is_scheduled(policy, state) or keeper.is_time():
@@ -268,8 +269,9 @@ def test_a_keeper_writes_what_is_due_and_removes_what_is_superfluous(tmp_path: P
 
 
 def test_seconds_make_a_checkpoint_due() -> None:
-    always = CheckpointKeeper(Checkpoint(every_seconds=0.0), Path("unused"), lambda: None)
-    never = CheckpointKeeper(Checkpoint(every_seconds=None), Path("unused"), lambda: None)
+    unused = FolderStore(Path("unused"))
+    always = CheckpointKeeper(Checkpoint(every_seconds=0.0), unused, lambda: None)
+    never = CheckpointKeeper(Checkpoint(every_seconds=None), unused, lambda: None)
     assert always.is_time()
     assert not never.is_time()
 

@@ -18,14 +18,15 @@ from data_pipeline.standardize import Standardization
 from distrain.coordinator import checkpoint, checkpoint_verification, tensor_file
 from distrain.coordinator.checkpoint import (
     CheckpointContents,
-    DamagedCheckpointError,
     read_checkpoint,
     write_checkpoint,
 )
 from distrain.coordinator.checkpoint_export import chosen_weights, removed_text
 from distrain.coordinator.checkpoint_listing import listed_checkpoints
+from distrain.coordinator.checkpoint_store import DamagedCheckpointError
 from distrain.coordinator.checkpoint_verification import RemovedCheckpointError, damages
 from distrain.coordinator.checkpointing import Checkpoint, CheckpointKeeper
+from distrain.coordinator.folder_store import FolderStore
 from distrain.coordinator.run_folder import state_bytes
 from distrain.coordinator.run_layout import steps_in
 from distrain.coordinator.run_state import RunState
@@ -46,7 +47,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(tensor_file, "CHUNK_BYTES", CHUNK)
         tensors = {"model": {"w": torch.arange(90.0)}, "optimizer": {"m": torch.ones(3)}}
-        write_checkpoint(root, 7, CheckpointContents(tensors, {"run": {"step": 7}}))
+        write_checkpoint(FolderStore(root), 7, CheckpointContents(tensors, {"run": {"step": 7}}))
     return root
 
 
@@ -88,12 +89,12 @@ def test_verify_names_the_file_wherever_a_run_would_refuse_the_checkpoint(
     with pytest.MonkeyPatch.context() as patched:
         for room in (checkpoint, checkpoint_verification, tensor_file):
             patched.setattr(room, "CHUNK_BYTES", CHUNK)
-        assert damages(root, 7) == []
-        read_checkpoint(root, 7)
+        assert damages(FolderStore(root), 7) == []
+        read_checkpoint(FolderStore(root), 7)
         name, at = harm(root / "step-000000007", how, place)
         with pytest.raises(DamagedCheckpointError):
-            read_checkpoint(root, 7)
-        found = damages(root, 7)
+            read_checkpoint(FolderStore(root), 7)
+        found = damages(FolderStore(root), 7)
     assert len(found) == 1
     assert found[0].startswith(name)
     if how == "flip" and name != "state.json":
@@ -106,9 +107,9 @@ def test_a_checkpoint_whose_folder_is_a_link_or_of_another_step_is_damaged(
     written: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "step-000000008").symlink_to(written / "step-000000007")
-    assert damages(tmp_path, 8) == ["step-000000008 is no folder of its own"]
+    assert damages(FolderStore(tmp_path), 8) == ["step-000000008 is no folder of its own"]
     shutil.copytree(written / "step-000000007", tmp_path / "step-000000009")
-    assert "state.json is of step 7, not 9" in damages(tmp_path, 9)
+    assert "state.json is of step 7, not 9" in damages(FolderStore(tmp_path), 9)
 
 
 def of(model: nn.Module, shape: tuple[int, ...], scaling: Standardization | None) -> JobModel:
@@ -181,7 +182,7 @@ def test_a_run_that_goes_on_meanwhile_never_makes_a_checkpoint_look_damaged(
     tmp_path: Path,
 ) -> None:
     policy = Checkpoint(every_steps=1, keep_last=1)
-    keeper = CheckpointKeeper(policy, tmp_path, lambda: None)
+    keeper = CheckpointKeeper(policy, FolderStore(tmp_path), lambda: None)
     held = CheckpointContents({"model": {"w": torch.ones(9)}}, {"run": {"step": 0, "epochs": []}})
 
     def write() -> None:
@@ -194,15 +195,15 @@ def test_a_run_that_goes_on_meanwhile_never_makes_a_checkpoint_look_damaged(
     while writer.is_alive():
         for step in steps_in(tmp_path):
             try:
-                assert damages(tmp_path, step) == []
-                read = chosen_weights(tmp_path, step, "model", None)
+                assert damages(FolderStore(tmp_path), step) == []
+                read = chosen_weights(FolderStore(tmp_path), step, "model", None)
                 assert torch.equal(read.tensors["w"], torch.ones(9))
                 good += 1
             except RemovedCheckpointError:
                 continue
             except (DataError, UsageError) as error:
                 refused.add(re.sub(r"\d+", "N", str(error).replace(str(tmp_path), "ROOT")))
-        assert all(not one.problem for one in listed_checkpoints(tmp_path))
+        assert all(not one.problem for one in listed_checkpoints(FolderStore(tmp_path)))
     writer.join()
     assert good > 0
     removed, absent = removed_text(0).replace("0", "N"), "there is no checkpoint of step N in ROOT"

@@ -16,6 +16,7 @@ import torch
 from data_pipeline.errors import StorageError
 from distrain.coordinator.checkpoint import CheckpointContents, newest_checkpoint, read_checkpoint
 from distrain.coordinator.checkpointing import TRY_AGAIN_S, Checkpoint, CheckpointKeeper
+from distrain.coordinator.folder_store import FolderStore
 from distrain.coordinator.run_layout import steps_in
 from distrain.coordinator.run_state import RunState
 from tests.conftest import ROOT, clean_environment
@@ -134,7 +135,7 @@ def assert_nothing_half_written(folder: Path) -> None:
     """All that bears a checkpoint's name verifies, and nothing else lies beside it."""
     root = folder / "checkpoints"
     for step in steps_in(root):
-        assert read_checkpoint(root, step).state["run"]["step"] == step
+        assert read_checkpoint(FolderStore(root), step).state["run"]["step"] == step
     assert len(list(root.iterdir())) == len(steps_in(root))
 
 
@@ -188,7 +189,7 @@ def test_with_a_disk_full_to_the_end_the_run_says_so_and_can_go_on_from_before(
         assert f"epoch {EPOCHS}/{EPOCHS}: loss" in run.said, "it went on to the last step"
     assert not (run.folder / "model.safetensors").exists()
     assert_nothing_half_written(run.folder)
-    newest = newest_checkpoint(run.folder / "checkpoints")
+    newest = newest_checkpoint(FolderStore(run.folder / "checkpoints"))
     assert newest is not None
     assert 10 <= newest.step < STEPS
     assert not newest.damaged
@@ -210,7 +211,7 @@ def test_a_run_that_is_asked_to_stop_on_a_full_disk_says_what_it_could_not_save(
         assert FULL in run.complained
         assert "Traceback" not in run.complained
     assert_nothing_half_written(run.folder)
-    newest = newest_checkpoint(run.folder / "checkpoints")
+    newest = newest_checkpoint(FolderStore(run.folder / "checkpoints"))
     assert newest is not None
     assert (newest.step, newest.damaged) == (10, [])
 
@@ -256,7 +257,7 @@ def test_what_could_not_be_written_is_tried_again_within_ten_seconds(
     clock = SimpleNamespace(monotonic=lambda: now)
     monkeypatch.setattr("distrain.coordinator.checkpointing.time", clock)
     policy = Checkpoint(every_steps=100, every_seconds=None)
-    keeper = CheckpointKeeper(policy, disk / "checkpoints", lambda: None)
+    keeper = CheckpointKeeper(policy, FolderStore(disk / "checkpoints"), lambda: None)
     keeper.write(RunState(step=100), some_contents(100))
     fill(disk)
     with pytest.raises(StorageError, match=rf"cannot write .*step-000000200: .*{FULL}"):
@@ -275,4 +276,4 @@ def test_what_could_not_be_written_is_tried_again_within_ten_seconds(
     now += TRY_AGAIN_S
     assert not keeper.is_time(), "there is nothing left to try again"
     assert steps_in(disk / "checkpoints") == [100, 213]
-    assert newest_checkpoint(disk / "checkpoints").damaged == []  # type: ignore[union-attr]
+    assert newest_checkpoint(FolderStore(disk / "checkpoints")).damaged == []  # type: ignore[union-attr]

@@ -20,6 +20,7 @@ from torch import nn
 from distrain.bad_numbers import BadNumbers
 from distrain.coordinator import part_snapshots
 from distrain.coordinator.checkpoint import CheckpointContents, write_checkpoint
+from distrain.coordinator.folder_store import FolderStore
 from distrain.coordinator.host_memory import NoRoomError, Part, SnapshotFolder
 from distrain.coordinator.part_snapshots import PartSnapshots
 from distrain.coordinator.return_point import ReturnPoints
@@ -157,7 +158,7 @@ def run(tmp_path: Path) -> Iterator[RunFolder]:
         folder.begin({}, {"world_size": 1}, 1, 9, goes_on=False)
         steps = [json.dumps({"event": "step", "step": step}) + "\n" for step in range(1, 10)]
         (folder.path / "events.jsonl").write_text("".join(steps))
-        write_checkpoint(folder.checkpoints, 4, some_contents(4))
+        write_checkpoint(FolderStore(folder.path / "checkpoints"), 4, some_contents(4))
         yield folder
 
 
@@ -204,7 +205,10 @@ def test_the_newest_step_counts_that_all_parts_are_there_of(
         hosts.append(folder)
 
     def work(world: World) -> Found:
-        return newest_state(run if world.rank == 0 else None, hosts[world.rank], world)
+        first, store = (
+            (run, FolderStore(run.path / "checkpoints")) if world.rank == 0 else (None, None)
+        )
+        return newest_state(first, store, hosts[world.rank], world)
 
     for found in outcomes(len(hosts), work):
         assert isinstance(found, Found)

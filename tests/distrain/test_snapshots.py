@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from data_pipeline.errors import StorageError
 from distrain.coordinator import host_memory
 from distrain.coordinator.checkpoint import CheckpointContents, read_checkpoint, write_checkpoint
+from distrain.coordinator.folder_store import FolderStore
 from distrain.coordinator.host_memory import (
     NoRoomError,
     SnapshotFolder,
@@ -265,7 +266,8 @@ def run(tmp_path: Path) -> Iterator[RunFolder]:
 def found_by(hosts: list[Host]) -> list[Found | BaseException]:
     def work(world: World) -> Found:
         host = hosts[world.rank]
-        return newest_state(host.run, host.snapshots, world)
+        store = None if host.run is None else FolderStore(host.run.path / "checkpoints")
+        return newest_state(host.run, store, host.snapshots, world)
 
     return outcomes(len(hosts), work)
 
@@ -291,7 +293,7 @@ def host_with(root: Path, run_id: str, *steps: int) -> SnapshotFolder:
 def test_the_newest_state_comes_to_rank_0_wherever_it_is(
     tmp_path: Path, run: RunFolder, steps: list[tuple[int, ...]], newest: int, from_memory: bool
 ) -> None:
-    write_checkpoint(run.checkpoints, 4, some_contents(4))
+    write_checkpoint(FolderStore(run.path / "checkpoints"), 4, some_contents(4))
     hosts = [
         Host(run if n == 0 else None, host_with(tmp_path / str(n), run.run_id, *own))
         for n, own in enumerate(steps)
@@ -309,14 +311,14 @@ def test_the_newest_state_comes_to_rank_0_wherever_it_is(
 def test_a_snapshot_stands_in_for_checkpoints_that_are_damaged(
     tmp_path: Path, run: RunFolder
 ) -> None:
-    write_checkpoint(run.checkpoints, 8, some_contents(8))
-    (run.checkpoints / folder_name(8) / "state.json").write_text("{}")
+    write_checkpoint(FolderStore(run.path / "checkpoints"), 8, some_contents(8))
+    (run.path / "checkpoints" / folder_name(8) / "state.json").write_text("{}")
     (found,) = found_by([Host(run, host_with(tmp_path / "0", run.run_id, 6, 7))])
     assert isinstance(found, Found)
     assert (found.step, found.is_from_memory) == (7, True)
     assert "state.json" in found.damaged[0]
-    write_checkpoint(run.checkpoints, 8, some_contents(8))
-    (run.checkpoints / folder_name(8) / "state.json").write_text("{}")
+    write_checkpoint(FolderStore(run.path / "checkpoints"), 8, some_contents(8))
+    (run.path / "checkpoints" / folder_name(8) / "state.json").write_text("{}")
     (failed,) = found_by([Host(run, None)])
     assert isinstance(failed, StorageError)
 
@@ -409,7 +411,7 @@ def test_a_run_killed_while_it_writes_in_the_background_leaves_whole_checkpoints
     run = tmp_path / "run"
     assert program(run, "--kill-in-write", operation).returncode == -signal.SIGKILL
     assert steps_in(run / "checkpoints") == [4]
-    assert read_checkpoint(run / "checkpoints", 4).state["run"]["step"] == 4
+    assert read_checkpoint(FolderStore(run / "checkpoints"), 4).state["run"]["step"] == 4
     SnapshotFolder(run).remove()  # as after a power cut
     ended = program(run)
     assert (ended.returncode, ended.stdout) == (0, unbroken[0]), ended.stderr

@@ -17,6 +17,7 @@ from torch import nn
 import distrain
 from data_pipeline import Dataset, augment
 from distrain.coordinator.checkpoint import newest_checkpoint
+from distrain.coordinator.folder_store import FolderStore
 from distrain.coordinator.run_layout import steps_in
 from distrain.coordinator.stops import WATCHED, InterruptedAgainError, StoppedError
 from distrain.errors import ConfigError
@@ -119,7 +120,7 @@ def unbroken(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
 def assert_stopped(folder: Path, reason: str, step: int) -> None:
     """The state after this very step is saved, whole, and the status says so."""
     assert steps_in(folder / "checkpoints")[-1] == step
-    newest = newest_checkpoint(folder / "checkpoints")
+    newest = newest_checkpoint(FolderStore(folder / "checkpoints"))
     assert newest is not None
     assert newest.contents.state["run"]["step"] == step
     found = status(folder)

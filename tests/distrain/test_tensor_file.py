@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from distrain.coordinator import tensor_file
+from distrain.coordinator import folder_store, tensor_file
+from distrain.coordinator.folder_store import write_chunks
 from distrain.coordinator.tensor_file import CHUNK_BYTES, laid_out
 from distrain.errors import ConfigError
 
@@ -38,7 +39,9 @@ def test_the_bytes_are_those_of_the_library(
     wanted = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     file = laid_out(tensors)
     path = tmp_path_factory.mktemp("files") / "some.safetensors"
-    assert file.write(path, tensors) == [hashlib.sha256(wanted).hexdigest()]
+    assert write_chunks(path, file.num_bytes, file.chunks(tensors)) == [
+        hashlib.sha256(wanted).hexdigest()
+    ]
     assert path.read_bytes() == wanted
     assert file.num_bytes == len(wanted)
     content = torch.frombuffer(bytearray(wanted), dtype=torch.uint8)
@@ -57,11 +60,13 @@ def test_chunks_that_are_written_side_by_side_come_to_their_places(
         return real(file, [pieces[0][: max(1, len(pieces[0]) // 2)]], start)
 
     monkeypatch.setattr(tensor_file, "CHUNK_BYTES", 1000)
-    monkeypatch.setattr(tensor_file, "WRITERS", 5)
+    monkeypatch.setattr(folder_store, "PER_WRITER_BYTES", 1000)
+    monkeypatch.setattr(folder_store, "WRITERS", 5)
     monkeypatch.setattr(os, "pwritev", some_of_it)
     tensors = {str(n): torch.full((n,), n, dtype=torch.int64) for n in range(120)}
     wanted = save(tensors)
-    digests = laid_out(tensors).write(tmp_path / "file", tensors)
+    file = laid_out(tensors)
+    digests = write_chunks(tmp_path / "file", file.num_bytes, file.chunks(tensors))
     assert (tmp_path / "file").read_bytes() == wanted
     chunks = [wanted[start : start + 1000] for start in range(0, len(wanted), 1000)]
     assert digests == [hashlib.sha256(chunk).hexdigest() for chunk in chunks]
@@ -75,8 +80,9 @@ def test_what_one_of_the_writers_meets_is_raised(
 
     monkeypatch.setattr(os, "pwritev", full)
     tensors = {"a": torch.zeros(CHUNK_BYTES)}
+    file = laid_out(tensors)
     with pytest.raises(OSError, match="No space left"):
-        laid_out(tensors).write(tmp_path / "file", tensors)
+        write_chunks(tmp_path / "file", file.num_bytes, file.chunks(tensors))
 
 
 def test_a_dtype_without_a_name_is_refused() -> None:

@@ -13,6 +13,7 @@ import distrain
 from data_pipeline import Dataset
 from distrain.coordinator.checkpoint import newest_checkpoint
 from distrain.coordinator.event_log import logged_confusion
+from distrain.coordinator.folder_store import FolderStore
 from distrain.coordinator.metrics import MetricSet
 from distrain.coordinator.observers import EpochRecord
 from distrain.coordinator.stops import StopAskedError
@@ -94,7 +95,7 @@ def test_each_set_has_scores_of_its_own_name(tmp_path: Path) -> None:
 def test_matrices_are_no_part_of_the_state_that_is_written_often(tmp_path: Path) -> None:
     made = trainer(run=tmp_path, checkpoint=distrain.Checkpoint(every_steps=3, every_seconds=None))
     made.fit(TRAIN, CLEAN, epochs=2, global_batch=32)
-    newest = newest_checkpoint(tmp_path / "checkpoints")
+    newest = newest_checkpoint(FolderStore(tmp_path / "checkpoints"))
     assert newest is not None
     epochs = newest.contents.state["run"]["epochs"]
     assert len(named(tmp_path, "epoch")[0]["confusion"]["val_confusion"]) == CLASSES

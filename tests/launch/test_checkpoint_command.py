@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 import distrain as library
 from data_pipeline import Dataset
 from distrain.coordinator import checkpoint_export, checkpoint_verification
-from distrain.coordinator.checkpoint import DamagedCheckpointError, read_body
+from distrain.coordinator.checkpoint import read_body
+from distrain.coordinator.checkpoint_store import CheckpointStore, DamagedCheckpointError
 from distrain.coordinator.run_layout import steps_in
 from launch.main import main
 from tests.conftest import ROOT, Completed, clean_environment
@@ -178,18 +179,20 @@ def test_verify_names_each_damage_with_65_and_moves_nothing(run: Path, command: 
 def test_a_checkpoint_that_the_run_removes_meanwhile_is_said_so(
     run: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def removed_before(path: Path) -> dict[str, Any]:
-        if path.parent.name == "step-000000006" and path.parent.exists():
-            shutil.rmtree(path.parent)
-        return read_body(path)
+    def removed_before(
+        store: CheckpointStore, step: int, found: Mapping[str, int]
+    ) -> dict[str, Any]:
+        if step == 6:
+            store.remove(step)
+        return read_body(store, step, found)
 
     monkeypatch.setattr(checkpoint_verification, "read_body", removed_before)
     code, shown, _ = command("verify", run)
     assert code == 0
     assert shown.startswith("step 6: removed by the run meanwhile\nstep 12: good")
 
-    def all_removed(root: Path, step: int) -> None:
-        shutil.rmtree(root)
+    def all_removed(store: CheckpointStore, step: int) -> None:
+        shutil.rmtree(store.where)
         raise DamagedCheckpointError(f"step {step}: state.json is missing")
 
     monkeypatch.setattr(checkpoint_export, "read_checkpoint", all_removed)

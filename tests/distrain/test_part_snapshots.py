@@ -263,7 +263,7 @@ class Workers:
 
     def steps(self) -> list[list[int]]:
         """By rank, those that there are copies of."""
-        parts = self.folder.parts(RUN_ID, range(1, 99))
+        parts = self.folder.parts(RUN_ID, range(1, 10**9))
         return [
             sorted(part.step for part in parts if part.rank == rank)
             for rank in range(len(self.all))

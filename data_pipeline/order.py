@@ -7,8 +7,7 @@ Rogaway, 2002, "Ciphers with arbitrary finite domains"), which makes it a biject
 the same wherever it lies.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,6 +50,14 @@ class ShuffledOrder:
     num_rows: int
     seed: int
     epoch: int
+    _round_keys: NDArray[np.uint64] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Derives the keys of the rounds."""
+        # Here, and not where a thread wants them first: a cached_property of Python 3.11 has a
+        # lock, which a fork at that moment would take with it.
+        keys = words_at(derive_key("order", self.seed, self.epoch), 0, NUM_ROUNDS, 1)
+        object.__setattr__(self, "_round_keys", keys[:, 0].copy())
 
     def rows(self, start: int, stop: int) -> NDArray[np.int64]:
         """Row numbers `(stop - start,)`, int64, at the positions [start, stop)."""
@@ -60,11 +67,6 @@ class ShuffledOrder:
         high_bits = (self.num_rows - 1).bit_length() // 2
         _permute(start, self.num_rows, self._round_keys, low_bits, high_bits, out)
         return out
-
-    @cached_property
-    def _round_keys(self) -> NDArray[np.uint64]:
-        key = derive_key("order", self.seed, self.epoch)
-        return words_at(key, 0, NUM_ROUNDS, 1)[:, 0].copy()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Which rows the positions of a data set's epochs stand for."""
 
-from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -47,6 +46,7 @@ class Sampling:
         self._order: Order = SequentialOrder(dataset.num_rows)
         self._first = self._last = 0
         self._block = np.empty(0, dtype=np.int64)
+        self._classes: tuple[NDArray[np.int64], ...] | None = None
 
     def order(self, epoch: int) -> Order:
         """The order of one epoch."""
@@ -58,7 +58,7 @@ class Sampling:
         if self.kind in ("with_replacement", "bootstrap"):
             resampled = self.kind == "with_replacement"
             return BootstrapOrder(num_rows, self._seed, epoch, resampled=resampled)
-        return BalancedOrder(num_rows, self._seed, epoch, self._by_class)
+        return BalancedOrder(num_rows, self._seed, epoch, self._by_class())
 
     def rows(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         """Row numbers at the positions [start, stop); a block is evaluated at a time.
@@ -74,10 +74,12 @@ class Sampling:
             self._block = self._order.rows(self._first, self._last)
         return self._block[start - self._first : stop - self._first]
 
-    @cached_property
     def _by_class(self) -> tuple[NDArray[np.int64], ...]:
+        if self._classes is not None:  # no cached_property: it has a lock, which a fork may take
+            return self._classes
         assert self._label is not None
         column = self._dataset.column(self._label)
         labels = np.empty(self._dataset.num_rows, dtype=column.dtype)
         self._dataset.gather(self._label, np.arange(len(labels)), labels)
-        return rows_by_class(labels, len(column.classes))
+        self._classes = rows_by_class(labels, len(column.classes))
+        return self._classes

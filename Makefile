@@ -36,7 +36,7 @@ train: $(READY) shards/digits/manifest.json
 
 test: $(READY)
 	@echo "== running the tests"
-	$(BIN)/python -m pytest --numprocesses $(JOBS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 faults: $(READY)
 	@echo "== injecting every fault"

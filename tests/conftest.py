@@ -1,6 +1,7 @@
 """Fixtures that start real processes, and the real data that they train on."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,8 @@ Completed = subprocess.CompletedProcess[str]
 TIMEOUT_S = 240
 
 
+SHORT_TESTS = ROOT / "tests" / "data_pipeline"
+
 HOROVOD_IS_REQUIRED = "DISTRAIN_REQUIRE_HOROVOD"
 """Environment variable: set where no test may be left out, as in CI."""
 
@@ -27,6 +30,9 @@ def pytest_configure() -> None:
     # How long an example takes says nothing of what it claims; tests share the cores.
     settings.register_profile("distrain", deadline=None)
     settings.load_profile("distrain")
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # So a shell starts what is in the background; programs that are started here would have it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get(HOROVOD_IS_REQUIRED) and find_spec("horovod") is None:
         raise pytest.UsageError(f"{HOROVOD_IS_REQUIRED} is set, and Horovod is not installed")
 
@@ -38,7 +44,11 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves the tests of Horovod out where there is none; the header says so."""
+    """Leaves the tests of Horovod out where there is none; the header says so.
+
+    What takes long comes first, so that no process works alone on it in the end.
+    """
+    items.sort(key=lambda item: SHORT_TESTS in item.path.parents)
     if find_spec("horovod") is None:
         left_out = [item for item in items if item.get_closest_marker("horovod")]
         config.hook.pytest_deselected(items=left_out)
@@ -67,17 +77,6 @@ def distrain() -> Callable[..., Completed]:
             timeout=TIMEOUT_S,
             check=False,
         )
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def run_program(distrain: Callable[..., Completed]) -> Callable[..., None]:
-    """Runs a script of tests/programs on some workers, and expects it to end well."""
-
-    def run(name: str, workers: int, *arguments: object) -> None:
-        done = distrain("launch", "--workers", workers, PROGRAMS / name, *arguments)
-        assert done.returncode == 0, done.stdout + done.stderr
 
     return run
 

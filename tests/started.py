@@ -16,7 +16,8 @@ from typing import IO, Self
 
 import psutil
 
-from tests.conftest import PROGRAMS, ROOT, clean_environment
+from tests.alone import distrain_alone
+from tests.conftest import PROGRAMS, ROOT, Completed, clean_environment
 from tests.run_folders import Outcome, events, last_step, named, outcome, status
 
 JOB = ROOT / "examples" / "digits.toml"
@@ -160,8 +161,7 @@ def train(
     stderr: IO[str] | int = subprocess.PIPE,
 ) -> Started:
     """Starts `distrain train examples/digits.toml`."""
-    paths = ("--data.path", digits, "--run.dir", folder)
-    return Started("train", JOB, *paths, "--workers", workers, *more, stderr=stderr)
+    return Started(*_command(digits, folder, workers, *more), stderr=stderr)
 
 
 def train_faulty(
@@ -173,28 +173,54 @@ def train_faulty(
     **environment: str,
 ) -> Started:
     """Starts the job of the faulty model, from the folder that its module lies in."""
+    command = _faulty_command(digits, folder, workers, *more)
+    return Started(*command, cwd=PROGRAMS, environment=environment, within=within)
+
+
+def _command(digits: Path, folder: Path, workers: int | str, *more: object) -> Sequence[object]:
+    paths = ("--data.path", digits, "--run.dir", folder)
+    return ("train", JOB, *paths, "--workers", workers, *more)
+
+
+def _faulty_command(
+    digits: Path, folder: Path, workers: int | str, *more: object
+) -> Sequence[object]:
     job = folder.with_name("faulty.toml")
     job.write_text(FAULTY_JOB.format(digits=digits))
-    arguments = ("train", job, "--run.dir", folder, "--workers", workers, *more)
-    return Started(*arguments, cwd=PROGRAMS, environment=environment, within=within)
+    return ("train", job, "--run.dir", folder, "--workers", workers, *more)
+
+
+def to_end(digits: Path, folder: Path, *more: object) -> Outcome:
+    """Has `examples/digits.toml` begun or gone on with on one worker; the outcome.
+
+    It has to end without a word on stderr.
+    """
+    return _ended(folder, distrain_alone(*_command(digits, folder, 1, *more)))
+
+
+def to_end_faulty(digits: Path, folder: Path, *more: object) -> Outcome:
+    """Has the faulty model's job begun or gone on with on one worker, without a fault."""
+    command = _faulty_command(digits, folder, 1, *more)
+    return _ended(folder, distrain_alone(*command, cwd=PROGRAMS))
+
+
+def _ended(folder: Path, done: Completed) -> Outcome:
+    assert (done.returncode, done.stderr) == (0, "")
+    return outcome(folder)
 
 
 @functools.cache
 def unbroken(digits: Path, *more: object) -> Outcome:
     """The outcome of `examples/digits.toml` where nothing happens, on one worker."""
-    return _undisturbed(lambda folder: train(digits, folder, 1, *more))
+    with tempfile.TemporaryDirectory() as folder:
+        return to_end(digits, Path(folder) / "run", *more)
 
 
 @functools.cache
 def unbroken_faulty(digits: Path, *more: object) -> Outcome:
     """The outcome of the faulty model's job where nothing happens, on one worker."""
-    return _undisturbed(lambda folder: train_faulty(digits, folder, 1, *more))
-
-
-def _undisturbed(start: Callable[[Path], Started]) -> Outcome:
-    with tempfile.TemporaryDirectory() as folder, start(Path(folder) / "run") as run:
-        assert (run.ends(), run.said) == (0, "")
-        return outcome(Path(folder) / "run")
+    with tempfile.TemporaryDirectory() as folder:
+        return to_end_faulty(digits, Path(folder) / "run", *more)
 
 
 def expect_stopped(run: Started, folder: Path, reason: str) -> None:

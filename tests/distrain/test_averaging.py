@@ -1,7 +1,5 @@
 """Averages of the weights: against torch's AveragedModel over the same weights, step by step."""
 
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from itertools import pairwise
@@ -23,7 +21,7 @@ from distrain.errors import ConfigError
 from distrain.learn.averaging import Average, AveragedWeights, Moments
 from distrain.run_job import make_average
 from distrain.update_config import AverageConfig
-from tests.conftest import clean_environment
+from tests.alone import script_alone
 from tests.distrain.test_at_rest import Training, copied, equal
 from tests.run_folders import named, outcome
 
@@ -375,14 +373,7 @@ def test_a_run_that_is_given_up_in_an_evaluation_is_saved_with_the_weights_and_t
     (tmp_path / "program.py").write_text(HANGING)
 
     def run(*arguments: object) -> int:
-        done = subprocess.run(
-            [sys.executable, str(tmp_path / "program.py"), *map(str, arguments)],
-            env=clean_environment(),
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        done = script_alone(tmp_path / "program.py", *arguments)
         assert done.returncode in (0, 75), done.stderr
         return done.returncode
 

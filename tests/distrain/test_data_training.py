@@ -36,6 +36,7 @@ from distrain.errors import ConfigError
 from distrain.job_file import job_from_mapping
 from distrain.parallel.replicas import weights_digest
 from distrain.run_job import run_job
+from tests.alone import distrain_alone
 from tests.conftest import Completed
 
 CLASSES = ("dark", "bright", "striped")
@@ -286,7 +287,8 @@ def test_a_job_file_resizes_encoded_pictures_and_augments_them_by_name(
         job = tmp_path / f"job{workers}.toml"
         content = tables(pictures, data={**data, "threads": threads})
         job.write_text(tomli_w.dumps({**content, "run": {"dir": str(tmp_path / f"w{workers}")}}))
-        done = distrain("train", job, "--workers", workers)
+        command = distrain_alone if workers == 1 else distrain
+        done = command("train", job, "--workers", workers)
         assert done.returncode == 0, done.stderr
     one, two = (load_file(tmp_path / f"w{w}" / "model.safetensors") for w in (1, 2))
     assert {name: t.numpy().tobytes() for name, t in one.items()} == {
@@ -325,16 +327,14 @@ def test_encoded_pictures_without_a_size_are_refused(pictures: Path) -> None:
         run_job(job_from_mapping(tables(pictures)))
 
 
-def test_balancing_without_a_label_ends_with_code_65(
-    distrain: Callable[..., Completed], pictures: Path, tmp_path: Path
-) -> None:
+def test_balancing_without_a_label_ends_with_code_65(pictures: Path, tmp_path: Path) -> None:
     job = tmp_path / "job.toml"
     data = {"target": "number", "sampling": "balanced", "prepare": {"resize": {"height": 9}}}
     data["prepare"]["resize"]["width"] = 9  # type: ignore[index]
     content = tables(pictures, data=data, training={"metrics": []})
     content["loss"] = {"name": "mse"}
     job.write_text(tomli_w.dumps({**content, "run": {"dir": str(tmp_path / "run")}}))
-    done = distrain("train", job, "--workers", 1)
+    done = distrain_alone("train", job, "--workers", 1)
     assert done.returncode == 65, done.stderr
     assert "needs a column of class labels, and 'number'" in done.stderr
 

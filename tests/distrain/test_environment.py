@@ -19,6 +19,7 @@ from distrain.coordinator.environment import (
 from distrain.numerics import fix_kernels
 from distrain.parallel.communicator import Alone
 from distrain.parallel.world import World
+from tests.alone import distrain_alone
 from tests.conftest import Completed
 from tests.run_folders import named
 from tests.started import JOB
@@ -106,14 +107,13 @@ def test_another_number_of_workers_is_told_and_is_no_other_environment() -> None
 
 
 def test_a_run_that_goes_on_elsewhere_says_once_what_has_changed(
-    distrain: Any, digits: Path, tmp_path: Path
+    digits: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
 
     def start() -> Completed:
         paths = ("--data.path", digits, "--run.dir", folder, "--checkpoint.every-steps", 3)
-        done: Completed = distrain("train", JOB, *paths, "--training.epochs", 1)
-        return done
+        return distrain_alone("train", JOB, *paths, "--training.epochs", 1)
 
     assert start().returncode == 0
     told = json.loads((folder / "environment.json").read_text())

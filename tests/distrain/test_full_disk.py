@@ -19,6 +19,7 @@ from distrain.coordinator.checkpointing import TRY_AGAIN_S, Checkpoint, Checkpoi
 from distrain.coordinator.folder_store import FolderStore
 from distrain.coordinator.run_layout import steps_in
 from distrain.coordinator.run_state import RunState
+from tests.alone import distrain_alone
 from tests.conftest import ROOT, clean_environment
 from tests.run_folders import events, result, told
 
@@ -74,6 +75,12 @@ def make_room(disk: Path) -> None:
     (disk / "ballast").unlink()
 
 
+def command(digits: Path, folder: Path) -> list[str]:
+    paths = ["--data.path", str(digits), "--run.dir", str(folder)]
+    job = ["train", str(ROOT / "examples" / "digits.toml"), *paths]
+    return [*job, "--training.epochs", str(EPOCHS), "--checkpoint.every-steps", "10"]
+
+
 class Run:
     """`distrain train` in a process of its own, which writes to a run folder on a disk."""
 
@@ -81,12 +88,9 @@ class Run:
         outputs.mkdir(exist_ok=True)
         self._out, self._err = outputs / "out", outputs / "err"
         self.folder = folder
-        command = ["-m", "launch.main", "train", "examples/digits.toml", "--data.path", str(digits)]
-        more = ["--run.dir", str(folder), "--training.epochs", str(EPOCHS)]
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, *command, *more, "--checkpoint.every-steps", "10"],
-                cwd=ROOT,
+                [sys.executable, "-m", "launch.main", *command(digits, folder)],
                 env=clean_environment(),
                 stdout=out,
                 stderr=err,
@@ -143,15 +147,15 @@ def assert_nothing_half_written(folder: Path) -> None:
 def unbroken(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the run that nothing happened to."""
     folder = tmp_path_factory.mktemp("unbroken")
-    with Run(digits, folder / "run", folder / "outputs") as run:
-        assert run.end() == 0, run.complained
+    done = distrain_alone(*command(digits, folder / "run"))
+    assert done.returncode == 0, done.stderr
     return folder / "run"
 
 
-def assert_goes_on_to_the_same_bits(digits: Path, folder: Path, outputs: Path, good: Path) -> None:
-    with Run(digits, folder, outputs) as run:
-        assert run.end() == 0, run.complained
-        assert "going on after step" in run.said
+def assert_goes_on_to_the_same_bits(digits: Path, folder: Path, good: Path) -> None:
+    done = distrain_alone(*command(digits, folder))
+    assert done.returncode == 0, done.stderr
+    assert "going on after step" in done.stdout
     assert result(folder) == result(good)
     assert told(folder) == told(good)
 
@@ -194,7 +198,7 @@ def test_with_a_disk_full_to_the_end_the_run_says_so_and_can_go_on_from_before(
     assert 10 <= newest.step < STEPS
     assert not newest.damaged
     make_room(disk)
-    assert_goes_on_to_the_same_bits(digits, run.folder, tmp_path / "again", unbroken)
+    assert_goes_on_to_the_same_bits(digits, run.folder, unbroken)
 
 
 def test_a_run_that_is_asked_to_stop_on_a_full_disk_says_what_it_could_not_save(

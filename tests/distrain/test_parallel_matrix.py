@@ -1,7 +1,8 @@
 """One SHA-256 a row: batch norm, optimizer, precision and net, whoever computes and whatever sends.
 
 {micro, sync batch norm} x {SGD with momentum, AdamW} x {float32, bfloat16 autocast} x {residual,
-branching, checkpointed net}; each row plain and sharded, on 1 to 4 workers, by torch and Horovod.
+branching, checkpointed net}; each row plain and sharded, on 1 to 4 workers by torch, on 2 and 4 by
+Horovod.
 """
 
 import json
@@ -10,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.alone import distrain_alone
 from tests.conftest import PROGRAMS, Completed
 
-WORLD_SIZES = (1, 2, 3, 4)
 NUM_ROWS = 3 * 2 * 2 * 2
 
 Rows = dict[str, str]
@@ -27,8 +28,8 @@ def trained(distrain: Callable[..., Completed], out: Path, workers: int, backend
 
 
 @pytest.fixture(scope="module")
-def alone(distrain: Callable[..., Completed], tmp_path_factory: pytest.TempPathFactory) -> Rows:
-    return trained(distrain, tmp_path_factory.mktemp("matrix") / "alone.json", 1, "torch")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    return trained(distrain_alone, tmp_path_factory.mktemp("matrix") / "alone.json", 1, "torch")
 
 
 def differing(rows: Rows, expected: Rows) -> list[str]:
@@ -43,7 +44,7 @@ def test_sharding_changes_no_row_and_the_rows_differ(alone: Rows) -> None:
     assert len(set(plain.values())) == NUM_ROWS
 
 
-@pytest.mark.parametrize("workers", WORLD_SIZES[1:])
+@pytest.mark.parametrize("workers", [2, 3, 4])
 def test_every_row_has_one_digest_on_any_number_of_workers(
     distrain: Callable[..., Completed], tmp_path: Path, alone: Rows, workers: int
 ) -> None:
@@ -51,7 +52,7 @@ def test_every_row_has_one_digest_on_any_number_of_workers(
 
 
 @pytest.mark.horovod
-@pytest.mark.parametrize("workers", WORLD_SIZES)
+@pytest.mark.parametrize("workers", [2, 4])  # with 4, one has no micro-batch in some steps
 def test_every_row_has_the_same_digest_on_horovod(
     distrain: Callable[..., Completed], tmp_path: Path, alone: Rows, workers: int
 ) -> None:

@@ -22,6 +22,7 @@ from data_pipeline import Dataset, StorageError, augment
 from distrain.errors import ConfigError
 from distrain.micro_batch import Columns, MicroBatchResult
 from distrain.parallel.replicas import weights_digest
+from tests.alone import distrain_alone
 from tests.conftest import ROOT, Completed, clean_environment
 from tests.run_folders import events, told
 
@@ -235,13 +236,17 @@ def test_checkpoints_keep_no_more_than_they_were_told(
 AVERAGED = ("--average.name", "ema", "--average.decay", "0.9", "--average.start-step", "9")
 
 
+def command(digits: Path, folder: Path, workers: int, options: Sequence[str]) -> list[str]:
+    where = ["--data.path", str(digits), "--run.dir", str(folder), "--workers", str(workers)]
+    often = ["--checkpoint.every-steps", "3", "--training.epochs", "12"]
+    return ["train", str(JOB), *where, *often, *options]
+
+
 def start(
     digits: Path, folder: Path, workers: int, options: Sequence[str]
 ) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "launch.main", "train", str(JOB), "--data.path", str(digits)]
-    more = ["--run.dir", str(folder), "--workers", str(workers), "--checkpoint.every-steps", "3"]
     return subprocess.Popen(
-        [*command, *more, "--training.epochs", "12", *options],
+        [sys.executable, "-m", "launch.main", *command(digits, folder, workers, options)],
         env=clean_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -256,8 +261,8 @@ def test_a_run_killed_with_all_its_workers_goes_on_at_other_numbers_of_them(
     seed = int(time.time())
     print(f"seed {seed}")
     moments = random.Random(seed)
-    whole = start(digits, tmp_path / "whole", 1, options)
-    assert whole.wait(timeout=240) == 0, whole.communicate()
+    whole = distrain_alone(*command(digits, tmp_path / "whole", 1, options))
+    assert whole.returncode == 0, whole.stderr
     for workers in (4, 1, 3):
         run = start(digits, tmp_path / "run", workers, options)
         log = tmp_path / "run" / "events.jsonl"
@@ -279,5 +284,3 @@ def test_a_run_killed_with_all_its_workers_goes_on_at_other_numbers_of_them(
     }
     assert len(digests) == 1
     assert told(tmp_path / "run") == told(tmp_path / "whole")
-    if whole.stderr is not None:
-        whole.stderr.close()

@@ -6,8 +6,6 @@ import os
 import random
 import secrets
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +36,8 @@ from distrain.coordinator.stops import StoppedError
 from distrain.coordinator.taking_up import Found, newest_state
 from distrain.errors import ConfigError, DistrainError, LostPeerError, ProgramError
 from distrain.parallel.world import World
-from tests.conftest import PROGRAMS, Completed, clean_environment
+from tests.alone import script_alone
+from tests.conftest import PROGRAMS, Completed
 from tests.run_folders import last_step, named, status, told
 from tests.thread_workers import outcomes
 
@@ -358,14 +357,7 @@ def test_snapshots_are_kept_for_a_start_that_can_use_them(
 
 
 def program(*arguments: object) -> Completed:
-    return subprocess.run(
-        [sys.executable, str(PROGRAMS / "snapshots.py"), *map(str, arguments)],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return script_alone(PROGRAMS / "snapshots.py", *arguments)
 
 
 def nothing_is_left(run: Path) -> bool:

@@ -10,7 +10,8 @@ from data_pipeline.manifest import Column
 from data_pipeline.shards import Values
 from data_pipeline.sources.bundled import make_bundled
 from data_pipeline.writer import write_dataset
-from tests.conftest import PROGRAMS
+from tests.alone import distrain_alone
+from tests.conftest import PROGRAMS, Completed
 from tests.started import Started
 
 EPOCHS, STEPS_PER_EPOCH = 10, 6
@@ -73,12 +74,22 @@ def start(
     within: Sequence[str] = (),
 ) -> Started:
     """Starts `distrain train`; `points` is the folder of `programs/fault_points.py`."""
+    arguments = _command(variant, digits, run, points)
+    variables = {"FAULT_POINTS": str(points), **(environment or {})}
+    return Started(*arguments, *options, cwd=PROGRAMS, environment=variables, within=within)
+
+
+def train_alone(variant: str, digits: Path, run: Path, points: Path) -> Completed:
+    """Has one worker train to the end."""
+    arguments = (*_command(variant, digits, run, points), "--workers", 1)
+    return distrain_alone(*arguments, cwd=PROGRAMS, environment={"FAULT_POINTS": str(points)})
+
+
+def _command(variant: str, digits: Path, run: Path, points: Path) -> Sequence[object]:
     points.mkdir(parents=True, exist_ok=True)
     job = points / "job.toml"
     job.write_text(JOB.format(digits=digits, epochs=EPOCHS, checkpoint_every=CHECKPOINT_EVERY))
-    variables = {"FAULT_POINTS": str(points), **(environment or {})}
-    arguments = ("train", job, "--run.dir", run, *VARIANTS[variant], *options)
-    return Started(*arguments, cwd=PROGRAMS, environment=variables, within=within)
+    return ("train", job, "--run.dir", run, *VARIANTS[variant])
 
 
 def digits_with_rows(folder: Path) -> Path:

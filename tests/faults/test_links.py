@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.faults.hosts import ADDRESSES, Hosts, linked_hosts, why_not
-from tests.run_folders import last_step, named, outcome, status
-from tests.started import Started, random_moments, train_faulty, unbroken_faulty
+from tests.run_folders import last_step, named, status
+from tests.started import (
+    Started,
+    random_moments,
+    to_end_faulty,
+    train_faulty,
+    unbroken_faulty,
+)
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"no network namespaces here: {why_not()}")
 
@@ -54,9 +60,7 @@ def test_a_link_that_is_cut_for_a_while_costs_that_while_alone(
         second.process.terminate()
         assert (first.ends(), second.ends()) == (75, 75), first.said + second.said
     assert "restart" not in first.said
-    with train_faulty(digits, folder, 1, *JOB) as rest:
-        assert (rest.ends(), rest.said) == (0, "")
-    assert outcome(folder) == unbroken_faulty(digits, *JOB)
+    assert to_end_faulty(digits, folder, *JOB) == unbroken_faulty(digits, *JOB)
 
 
 def test_where_a_link_is_cut_for_good_one_side_goes_on_and_the_other_ends(
@@ -75,6 +79,4 @@ def test_where_a_link_is_cut_for_good_one_side_goes_on_and_the_other_ends(
         assert "or it is lost (it has said nothing for 5 s)" in first.said
         first.process.terminate()
         assert first.ends() == 75, first.said
-    with train_faulty(digits, folder, 1, *JOB) as rest:
-        assert (rest.ends(), rest.said) == (0, "")
-    assert outcome(folder) == unbroken_faulty(digits, *JOB)
+    assert to_end_faulty(digits, folder, *JOB) == unbroken_faulty(digits, *JOB)

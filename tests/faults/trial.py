@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.job import SHARDED, STEPS, VARIANTS, start
+from tests.faults.job import SHARDED, STEPS, VARIANTS, start, train_alone
 from tests.faults.oracle import judge
 from tests.run_folders import Outcome, last_step, outcome
 from tests.started import Started
@@ -125,8 +125,8 @@ def unbroken(digits: Path, variant: str) -> Outcome:
 def _unbroken(digits: Path, variant: str) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="unbroken-") as name:
         run, points = Path(name) / "run", Path(name) / "points"
-        with start(variant, digits, run, points, "--workers", 1) as command:
-            assert (command.ends(), command.said) == (0, "")
+        done = train_alone(variant, digits, run, points)
+        assert (done.returncode, done.stderr) == (0, "")
         found = outcome(run)
         again = judge(run, points, found)
         assert again == 0, f"nothing happened to it, and {again} steps were done again"

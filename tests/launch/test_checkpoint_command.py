@@ -22,7 +22,8 @@ from distrain.coordinator.checkpoint import read_body
 from distrain.coordinator.checkpoint_store import CheckpointStore, DamagedCheckpointError
 from distrain.coordinator.run_layout import steps_in
 from launch.main import main
-from tests.conftest import ROOT, Completed, clean_environment
+from tests.alone import distrain_alone
+from tests.conftest import ROOT, clean_environment
 from tests.run_folders import named
 
 STEPS = [6, 12, 16, 18]
@@ -34,13 +35,11 @@ OPTIONS = (
 
 
 @pytest.fixture(scope="module")
-def finished(
-    tmp_path_factory: pytest.TempPathFactory, digits: Path, distrain: Callable[..., Completed]
-) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     """A run of 18 steps in 3 epochs, of a CNN with batch norm and an average."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     job = ROOT / "examples" / "digits.toml"
-    done = distrain("train", job, "--data.path", digits, "--run.dir", folder, *OPTIONS)
+    done = distrain_alone("train", job, "--data.path", digits, "--run.dir", folder, *OPTIONS)
     assert done.returncode == 0, done.stderr
     return folder
 

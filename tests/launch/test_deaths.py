@@ -10,7 +10,15 @@ import psutil
 from distrain.coordinator.run_status import read_status
 from tests.conftest import PROGRAMS
 from tests.run_folders import last_step, named, outcome, status
-from tests.started import Started, is_training, random_moments, train, train_faulty, unbroken
+from tests.started import (
+    Started,
+    is_training,
+    random_moments,
+    to_end_faulty,
+    train,
+    train_faulty,
+    unbroken,
+)
 
 KILLS, MOST_STEPS_BETWEEN = 10, 20
 # Enough steps that no run ends before its last kill; how the weights go depends on none of this.
@@ -68,9 +76,7 @@ def test_fresh_moves_the_old_run_aside_once_whenever_a_worker_dies(
     digits: Path, tmp_path: Path
 ) -> None:
     folder, aside = tmp_path / "run", tmp_path / "run.old-1"
-    with train_faulty(digits, folder, 1) as old:
-        assert old.ends() == 0, old.said
-    expected, ended = outcome(folder), status(folder)["time"]
+    expected, ended = to_end_faulty(digits, folder), status(folder)["time"]
     # Once before the folder was opened, with the old run in its place, and once in training.
     fault = {"FAULT": "0:lose:0", "STEP_S": "0.05"}
     with train_faulty(digits, folder, 2, "--fresh", **fault) as run:

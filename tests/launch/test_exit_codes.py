@@ -13,7 +13,15 @@ import pytest
 from distrain.errors import ExitCode
 from tests.conftest import ROOT, Completed
 from tests.run_folders import last_step, named, outcome, status
-from tests.started import FAULTY_STEPS, JOB, builds, train, train_faulty, unbroken_faulty
+from tests.started import (
+    FAULTY_STEPS,
+    JOB,
+    builds,
+    to_end_faulty,
+    train,
+    train_faulty,
+    unbroken_faulty,
+)
 
 Run = Callable[..., Completed]
 
@@ -40,8 +48,7 @@ def test_0_for_a_run_that_is_done(digits: Path, tmp_path: Path) -> None:
 def test_0_for_a_run_that_has_stopped_early(digits: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     rule = ("--early-stopping.monitor", "loss", "--early-stopping.mode", "max")
-    with train_faulty(digits, folder, 1, *rule) as run:
-        assert (run.ends(), run.said) == (0, "")
+    to_end_faulty(digits, folder, *rule)
     said = status(folder)
     assert (said["state"], said["reason"], said["exit_code"]) == ("done", "stopped early", 0)
     assert last_step(folder) == 12 < FAULTY_STEPS
@@ -92,9 +99,7 @@ def test_69_for_a_worker_that_is_lost_more_often_than_restarts_were_granted(
     assert (said["state"], said["exit_code"]) == ("failed", 69)
     assert said["reason"] == "worker 1 was killed by SIGKILL"
     assert builds(calls) == 2
-    with train_faulty(digits, folder, 1) as run:
-        assert (run.ends(), run.said) == (0, "")
-    assert outcome(folder) == unbroken_faulty(digits)
+    assert to_end_faulty(digits, folder) == unbroken_faulty(digits)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -148,13 +153,11 @@ def test_78_for_another_jobs_folder_which_a_worker_finds_and_nobody_tries_again(
     digits: Path, tmp_path: Path
 ) -> None:
     folder, calls = tmp_path / "run", tmp_path / "calls"
-    with train_faulty(digits, folder, 1, *SHORT) as run:
-        assert (run.ends(), run.said) == (0, "")
-    before = status(folder), outcome(folder)
+    before = to_end_faulty(digits, folder, *SHORT), status(folder)
     other = (*SHORT, "--run.seed", 1)
     with train_faulty(digits, folder, 2, *other, CALLS=str(calls)) as run:
         assert run.ends() == 78, run.said
     assert run.said.startswith(f"distrain: the run folder {folder} belongs to another job")
     assert "restart" not in run.said
     assert builds(calls) == 1
-    assert (status(folder), outcome(folder)) == before
+    assert (outcome(folder), status(folder)) == before

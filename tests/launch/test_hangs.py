@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.alone import distrain_alone
 from tests.conftest import PROGRAMS, clean_environment
 from tests.run_folders import Outcome, events, last_step, named, outcome, status
 from tests.started import Started, random_moments
@@ -27,8 +28,9 @@ def launch(folder: Path, workers: int, *options: object, **environment: str) -> 
 @functools.cache
 def unbroken(epochs: int = 4) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
-        with launch(Path(folder) / "run", 1, EPOCHS=str(epochs)) as run:
-            assert (run.ends(), run.said) == (0, "")
+        command = ("launch", "--workers", 1, PROGRAM, Path(folder) / "run")
+        done = distrain_alone(*command, environment=LIMIT | {"EPOCHS": str(epochs)})
+        assert (done.returncode, done.stderr) == (0, "")
         return outcome(Path(folder) / "run")
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.run_folders import last_step, named, outcome, status
-from tests.started import Started, is_training, train_faulty, unbroken_faulty
+from tests.run_folders import last_step, named, status
+from tests.started import Started, is_training, to_end_faulty, train_faulty, unbroken_faulty
 
 # Steps are slow, so that no run ends before its time; the rest is done at once in the end.
 JOB = ("--training.epochs", 60)
@@ -28,9 +28,7 @@ def node(digits: Path, folder: Path, place: str, nodes: str) -> Started:
 
 
 def expect_the_same_in_the_end(digits: Path, folder: Path) -> None:
-    with train_faulty(digits, folder, 1, *JOB) as rest:
-        assert (rest.ends(), rest.said) == (0, "")
-    assert outcome(folder) == unbroken_faulty(digits, *JOB)
+    assert to_end_faulty(digits, folder, *JOB) == unbroken_faulty(digits, *JOB)
 
 
 def until_keeps(first: Started, place: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from distrain.coordinator.run_status import read_status
 from launch.status_command import duration
+from tests.alone import distrain_alone
 from tests.conftest import ROOT, Completed
 
 Run = Callable[..., Completed]
@@ -117,7 +118,7 @@ def test_a_run_that_ended_tells_how_to_a_person_and_to_a_script(
     tmp_path: Path, digits: Path, distrain: Run
 ) -> None:
     job = ["train", ROOT / "examples" / "digits.toml", "--data.path", digits]
-    done = distrain(*job, "--run.dir", tmp_path / "run", "--training.epochs", 1)
+    done = distrain_alone(*job, "--run.dir", tmp_path / "run", "--training.epochs", 1)
     assert done.returncode == 0, done.stderr
     told = distrain("status", tmp_path / "run").stdout
     assert f"{tmp_path / 'run'}: done: finished (exit code 0)\n" in told

@@ -13,6 +13,8 @@ from tests.started import (
     expect_stopped,
     has_line,
     random_moments,
+    to_end,
+    to_end_faulty,
     train,
     train_faulty,
     unbroken,
@@ -52,9 +54,7 @@ def test_a_signal_to_any_worker_stops_all_of_them(digits: Path, tmp_path: Path) 
             run.worker(rank).send_signal(number)
             expect_stopped(run, folder, number.name)
         stopped_at.append(last_step(folder))
-    with train(digits, folder, 1, *JOB) as run:
-        assert (run.ends(), run.said) == (0, "")
-    assert outcome(folder) == unbroken(digits, *JOB)
+    assert to_end(digits, folder, *JOB) == unbroken(digits, *JOB)
     assert [event["step"] for event in named(folder, "resume")] == stopped_at
 
 
@@ -72,9 +72,7 @@ def test_a_signal_while_the_workers_start_stops_the_run_without_a_traceback(
         run.process.terminate()
         assert run.ends() == 75, run.said
         assert run.said == f"distrain: stopped by SIGTERM, {STOPPED}"
-    with train(digits, folder, 1, *JOB) as run:
-        assert (run.ends(), run.said) == (0, "")
-    assert outcome(folder) == unbroken(digits, *JOB)
+    assert to_end(digits, folder, *JOB) == unbroken(digits, *JOB)
 
 
 def test_the_time_limit_stops_a_run_which_another_limit_lets_go_on(
@@ -85,9 +83,7 @@ def test_the_time_limit_stops_a_run_which_another_limit_lets_go_on(
         expect_stopped(run, folder, "the time limit")
         assert 6.0 <= time.monotonic() - run.began < 0.5 * FAULTY_STEPS
     assert 0 < last_step(folder) < FAULTY_STEPS
-    with train_faulty(digits, folder, 1, "--run.max-time-s", 600) as run:
-        assert (run.ends(), run.said) == (0, "")
-    assert outcome(folder) == unbroken_faulty(digits)
+    assert to_end_faulty(digits, folder, "--run.max-time-s", 600) == unbroken_faulty(digits)
 
 
 @pytest.mark.parametrize(
@@ -116,10 +112,9 @@ def test_a_step_that_never_ends_costs_that_step_alone(
     assert took_s < GRACE_S
     checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert checkpoints == ["step-000000007"]
-    with train_faulty(digits, folder, 1) as run:
-        assert (run.ends(), run.said) == (0, "")
+    ended = to_end_faulty(digits, folder)
     assert [event["step"] for event in named(folder, "resume")] == [7]
-    assert outcome(folder) == unbroken_faulty(digits)
+    assert ended == unbroken_faulty(digits)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -139,10 +134,9 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_the_last_checkpoint(
         again = "distrain: interrupted again: what came after the last checkpoint is lost"
         assert run.said == again
     assert (status(folder)["state"], status(folder)["exit_code"]) == ("failed", 130)
-    with train_faulty(digits, folder, 1) as run:
-        assert (run.ends(), run.said) == (0, "")
+    ended = to_end_faulty(digits, folder)
     assert [event["step"] for event in named(folder, "resume")] == [10]
-    assert outcome(folder) == unbroken_faulty(digits)
+    assert ended == unbroken_faulty(digits)
 
 
 def test_a_stop_does_not_wait_for_the_end_of_an_evaluation_which_is_done_again(
@@ -159,7 +153,6 @@ def test_a_stop_does_not_wait_for_the_end_of_an_evaluation_which_is_done_again(
         assert time.monotonic() - asked < 6.0
     assert (tmp_path / "calls-0").read_text().split() == ["build", "evaluation"]
     assert (last_step(folder), named(folder, "epoch")) == (6, [])
-    with train_faulty(digits, folder, 1) as run:
-        assert (run.ends(), run.said) == (0, "")
+    ended = to_end_faulty(digits, folder)
     assert [event["step"] for event in named(folder, "resume")] == [6]
-    assert outcome(folder) == unbroken_faulty(digits)
+    assert ended == unbroken_faulty(digits)

@@ -8,6 +8,7 @@ sleep are what it does; with epochs it trains for one less. As arguments, it wou
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -54,6 +55,7 @@ def part(trainer: distrain.Trainer, step: int) -> None:
     elif how == "error":
         raise ValueError("planted")
     elif how == "sleep":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # so that its launcher need not wait for it
         time.sleep(SLEEP_S)
 
 

@@ -50,8 +50,9 @@ def test_every_way_to_sum_gives_the_bits_of_one_worker(
     distrain: Callable[..., Completed], run_program: Callable[..., None], tmp_path: Path
 ) -> None:
     alone, ours = tmp_path / "alone.json", tmp_path / "ours.json"
-    run_program("sums.py", 1, alone)
-    program = (PROGRAMS / "sums.py", ours, "horovod")
+    # Two optimizers: each updates what has been summed, whatever has carried it.
+    run_program("sums.py", 1, alone, "torch", "sgd,adamw")
+    program = (PROGRAMS / "sums.py", ours, "horovod", "sgd,adamw")
     done = distrain("launch", "--workers", 3, "--backend", "horovod", *program)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(ours.read_text()) == json.loads(alone.read_text())

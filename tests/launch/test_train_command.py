@@ -14,6 +14,7 @@ import pytest
 
 from distrain.errors import ConfigError
 from launch import local
+from tests.alone import distrain_alone
 from tests.conftest import ROOT, Completed, clean_environment
 
 Run = Callable[..., Completed]
@@ -46,15 +47,13 @@ def test_every_number_of_workers_leaves_the_same_file_and_losses(
     assert len(losses.pop()) == 12
 
 
-def test_a_run_says_how_it_goes_and_where_its_result_is(
-    distrain: Run, digits: Path, tmp_path: Path
-) -> None:
-    done = train(distrain, digits, tmp_path / "run", "--workers", 1)
+def test_a_run_says_how_it_goes_and_where_its_result_is(digits: Path, tmp_path: Path) -> None:
+    done = train(distrain_alone, digits, tmp_path / "run", "--workers", 1)
     lines = done.stdout.splitlines()
     assert "global batch 256 = 8 micro-batches of 32" in lines[0]
     assert any(line.startswith("epoch 2/2: ") for line in lines)
     assert f"result: {tmp_path / 'run' / 'model.safetensors'}" in done.stdout
-    again = train(distrain, digits, tmp_path / "run", "--workers", 1)
+    again = train(distrain_alone, digits, tmp_path / "run", "--workers", 1)
     assert again.returncode == 0
     assert again.stdout.startswith("this run is finished already")
 
@@ -120,7 +119,7 @@ def test_a_run_goes_on_where_nobody_reads_its_lines_any_more(digits: Path, tmp_p
     ],
 )
 def test_a_job_that_cannot_run_is_refused_with_its_exit_code(
-    distrain: Run, digits: Path, tmp_path: Path, *, arguments: list[object], code: int, message: str
+    digits: Path, tmp_path: Path, *, arguments: list[object], code: int, message: str
 ) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "digits").symlink_to(digits)
@@ -131,7 +130,7 @@ def test_a_job_that_cannot_run_is_refused_with_its_exit_code(
     (tmp_path / "type.toml").write_text(start.replace("lr = 0.1", 'lr = "fast"'))
     (tmp_path / "syntax.toml").write_text("[data\n")
     (tmp_path / "missing.toml").write_text('[model]\nbuild = "cnn"\n')
-    done = distrain("train", *arguments, cwd=tmp_path)
+    done = distrain_alone("train", *arguments, cwd=tmp_path)
     assert message in " ".join(done.stderr.split())
     assert done.returncode == code
     assert "Traceback" not in done.stderr
@@ -148,7 +147,8 @@ def test_a_flipped_byte_in_a_shard_is_found_before_training(
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    done = train(distrain, data, tmp_path / "run", "--workers", workers)
+    command = distrain_alone if workers == 1 else distrain
+    done = train(command, data, tmp_path / "run", "--workers", workers)
     assert done.returncode == 65
     assert f"shard {shard} is damaged" in done.stderr
     assert "Traceback" not in done.stderr
@@ -163,7 +163,7 @@ def test_a_loss_that_turns_nan_stops_all_workers_at_one_step(
     distrain: Run, digits: Path, tmp_path: Path, workers: int
 ) -> None:
     done = train(
-        distrain,
+        distrain_alone if workers == 1 else distrain,
         digits,
         tmp_path / "run",
         "--workers",
@@ -187,19 +187,17 @@ def test_a_run_folder_that_cannot_be_written_is_a_storage_error(
     distrain: Run, digits: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("mine")
-    for workers in (1, 2):
-        done = train(distrain, digits, tmp_path / "file" / "run", "--workers", workers)
+    for workers, command in ((1, distrain_alone), (2, distrain)):
+        done = train(command, digits, tmp_path / "file" / "run", "--workers", workers)
         assert done.returncode == 74
         assert f"the run folder {tmp_path / 'file' / 'run'} cannot be written" in done.stderr
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_folder_of_another_kind_is_left_alone(
-    distrain: Run, digits: Path, tmp_path: Path
-) -> None:
+def test_a_folder_of_another_kind_is_left_alone(digits: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("mine")
-    done = train(distrain, digits, tmp_path / "run", "--workers", 1)
+    done = train(distrain_alone, digits, tmp_path / "run", "--workers", 1)
     assert done.returncode == 78
     assert "holds thesis.tex and no job.toml" in done.stderr
     assert (tmp_path / "run" / "thesis.tex").read_text() == "mine"
@@ -209,7 +207,7 @@ def test_another_jobs_folder_is_refused_until_told_to_start_afresh(
     distrain: Run, digits: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    assert train(distrain, digits, folder, "--workers", 1).returncode == 0
+    assert train(distrain_alone, digits, folder, "--workers", 1).returncode == 0
     result = (folder / "model.safetensors").read_bytes()
     done = train(distrain, digits, folder, "--workers", 2, "--run.seed", 1)
     assert done.returncode == 78
@@ -223,7 +221,7 @@ def test_another_jobs_folder_is_refused_until_told_to_start_afresh(
 
 
 def test_a_folder_in_use_is_refused_and_an_interrupted_run_has_saved(
-    distrain: Run, digits: Path, tmp_path: Path
+    digits: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "launch.main", "train", str(JOB), "--data.path", str(digits)]
@@ -239,7 +237,7 @@ def test_a_folder_in_use_is_refused_and_an_interrupted_run_has_saved(
     while not (folder / "events.jsonl").exists() or not step_losses(folder):
         assert first.poll() is None, first.communicate()
         time.sleep(0.1)
-    second = train(distrain, digits, folder, *cosine)
+    second = train(distrain_alone, digits, folder, *cosine)
     assert second.returncode == 78
     assert f"in use by a live run (pid {first.pid} on " in second.stderr
     assert json.loads((folder / "status.json").read_text())["state"] == "running"
@@ -251,7 +249,7 @@ def test_a_folder_in_use_is_refused_and_an_interrupted_run_has_saved(
     )
     status = json.loads((folder / "status.json").read_text())
     assert (status["state"], status["reason"]) == ("stopped", "stopped by SIGINT")
-    third = train(distrain, digits, folder, *cosine, "--fresh")
+    third = train(distrain_alone, digits, folder, *cosine, "--fresh")
     assert third.returncode == 0, third.stderr
     assert len(step_losses(folder)) == 12
 

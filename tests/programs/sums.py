@@ -1,6 +1,6 @@
 """Trains every row of the matrix of ways to sum in one process group; rank 0 writes a digest a row.
 
-Usage: sums.py OUT.json [BACKEND]
+Usage: sums.py OUT.json [BACKEND [OPTIMIZER,...]]
 """
 
 import json
@@ -111,14 +111,14 @@ def train(
     return f"{weights_digest(trainer.model)} {[dict(record.scores) for record in history.epochs]}"
 
 
-def main(out: Path) -> None:
+def main(out: Path, optimizers: Iterable[str]) -> None:
     generator = np.random.default_rng(0)
     x = generator.standard_normal((ROWS, 9)).astype(np.float32)
     data = Dataset.from_arrays({"x": x, "y": generator.integers(0, CLASSES, ROWS)})
     sgd = OPTIMIZERS["sgd"]
     rows = {
         f"{optimizer}-{way}": train(data, WAYS[way], OPTIMIZERS[optimizer])
-        for optimizer in OPTIMIZERS
+        for optimizer in optimizers
         for way in ("whole", "parts", "sharded")
     }
     for way, options in WAYS.items():
@@ -140,4 +140,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[3].split(",") if len(sys.argv) > 3 else OPTIMIZERS)

@@ -116,7 +116,7 @@ class Started:
         while not condition():
             assert self.process.poll() is None, f"it has ended before: {self.said}"
             assert time.monotonic() < end, f"it was waited for in vain: {self.said}"
-            time.sleep(0.002)
+            time.sleep(0.005)
 
     def ctrl_c(self) -> None:
         """What a terminal does: the whole foreground group gets the signal."""

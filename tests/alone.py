@@ -11,12 +11,14 @@ import json
 import os
 import runpy
 import select
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launch import main
 from tests.conftest import TIMEOUT_S, Completed, clean_environment
 
 
@@ -59,10 +61,12 @@ def _answer(request: str) -> int:
     server.stdin.write(f"{request}\n")
     server.stdin.flush()
     if not select.select([server.stdout], [], [], TIMEOUT_S)[0]:
-        os.killpg(server.pid, 9)
+        os.killpg(server.pid, signal.SIGKILL)
         _server.cache_clear()
         raise TimeoutError(f"no end within {TIMEOUT_S} s of {request}")
-    return int(server.stdout.readline())
+    answer = server.stdout.readline()
+    assert answer, f"the process that others are forked from has ended at {request}"
+    return int(answer)
 
 
 @functools.cache
@@ -79,6 +83,7 @@ def _server() -> "subprocess.Popen[str]":
 
 
 def _serve() -> None:
+    """Forks for each request, one at a time, and answers with the exit code."""
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -111,6 +116,5 @@ if __name__ == "__main__":
 
     import launch.train_command
     import launch.warm  # noqa: F401
-    from launch import main
 
     _serve()

@@ -104,7 +104,8 @@ def _run(
     os.environ.update(environment)
     if script is None:
         sys.path.insert(0, cwd)  # as `python -m` does
-        main.main(arguments)
+        sys.argv = ["distrain", *arguments]
+        main.command()
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).parent))
     runpy.run_path(script, run_name="__main__")

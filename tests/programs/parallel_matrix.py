@@ -23,7 +23,7 @@ Parameters = Iterable[nn.Parameter]
 
 # 44 rows in batches of 16: the last of an epoch has 12, three of the four micro-batches, so that
 # one of 4 workers has none.
-ROWS, GLOBAL_BATCH, MICRO_BATCH, EPOCHS, CLASSES = 44, 16, 4, 2, 3
+ROWS, GLOBAL_BATCH, MICRO_BATCH, EPOCHS, CLASSES = 44, 16, 4, 1, 3
 
 OPTIMIZERS: dict[str, Callable[[Parameters], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),

@@ -157,10 +157,13 @@ class _NewFolder:
         fsync_file(self._aside / STATE)
 
 
-def write_chunks(path: Path, num_bytes: int, chunks: Iterator[list[memoryview]]) -> list[str]:
+def write_chunks(
+    path: Path, num_bytes: int, chunks: Iterator[list[memoryview]], most_writers: int = WRITERS
+) -> list[str]:
     """Writes and syncs a file; the SHA-256 of each chunk, in order.
 
-    Chunks are hashed and written side by side; both leave the interpreter to others.
+    Chunks are hashed and written side by side; both leave the interpreter to others, so that
+    several processes would be no faster (`benchmarks/side_by_side.py`).
 
     Raises:
         OSError: it can't be written.
@@ -178,7 +181,7 @@ def write_chunks(path: Path, num_bytes: int, chunks: Iterator[list[memoryview]])
                     return
                 digests[start] = _written(file, start, pieces)
 
-        side_by_side = min(WRITERS, -(-num_bytes // PER_WRITER_BYTES))
+        side_by_side = min(most_writers, -(-num_bytes // PER_WRITER_BYTES))
         writers = [begun(work, "distrain-chunks") for _ in range(1, side_by_side)]
         try:
             work()

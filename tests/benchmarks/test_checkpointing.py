@@ -29,6 +29,17 @@ def test_checkpointing_reports_stalls_beside_each_peer_and_bytes_written_once(
     assert not list(tmp_path.glob("checkpointing-*"))
 
 
+def test_threads_and_processes_write_one_file_with_the_same_digests(tmp_path: Path) -> None:
+    """The benchmark itself compares them; here of a file that ends within a chunk."""
+    tiny = ("--megabytes", 40, "--rounds", 1, "--writers", "1,4", "--folder", tmp_path)
+    found = run(tmp_path, "side_by_side", *tiny)
+    ways = {"threads_1", "threads_4", "processes_1", "processes_4"}
+    assert set(found["seconds"]) == set(found["megabytes_per_s"]) == ways
+    assert set(found["processes_as_a_ratio_to_as_many_threads"]) == {"1", "4"}
+    assert_conditions_are_stated(found)
+    assert not list(tmp_path.glob("side-by-side-*"))
+
+
 def test_a_loops_steps_are_timed_from_begin_to_begin() -> None:
     case = Case(1_000, saves=2, every=2)
     assert case.num_steps == 5

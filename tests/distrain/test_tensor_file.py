@@ -61,12 +61,11 @@ def test_chunks_that_are_written_side_by_side_come_to_their_places(
 
     monkeypatch.setattr(tensor_file, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(folder_store, "PER_WRITER_BYTES", 1000)
-    monkeypatch.setattr(folder_store, "WRITERS", 5)
     monkeypatch.setattr(os, "pwritev", some_of_it)
     tensors = {str(n): torch.full((n,), n, dtype=torch.int64) for n in range(120)}
     wanted = save(tensors)
     file = laid_out(tensors)
-    digests = write_chunks(tmp_path / "file", file.num_bytes, file.chunks(tensors))
+    digests = write_chunks(tmp_path / "file", file.num_bytes, file.chunks(tensors), 5)
     assert (tmp_path / "file").read_bytes() == wanted
     chunks = [wanted[start : start + 1000] for start in range(0, len(wanted), 1000)]
     assert digests == [hashlib.sha256(chunk).hexdigest() for chunk in chunks]

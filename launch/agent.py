@@ -156,7 +156,9 @@ class Agent(LocalElasticAgent):
             self._take_request()
             judged = self._has_been_left(worker_group)
         result: RunResult = super()._monitor_workers(worker_group)
-        if result.is_failed() and not judged:  # a worker has ended since we looked
+        if judged:  # torch's own look may come before the fork server has told of the ends
+            result = RunResult(state=WorkerState.FAILED)
+        elif result.is_failed():  # a worker has ended since we looked
             self._supervision.judge()
         if self._supervision.gives_up:
             self._remaining_restarts = 0

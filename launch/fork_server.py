@@ -5,11 +5,11 @@ import signal
 from collections.abc import Mapping
 from multiprocessing import forkserver, resource_tracker
 
-from distrain.coordinator.stops import RESIZE
-from launch.failure import HANDED_ON
+from distrain.coordinator.stops import BEGAN, RESIZE
+from launch.failure import HANDED_ON, REPORTS
 from launch.parent import LAUNCHER
 
-_SETTINGS = ("PYTHONSAFEPATH", "PYTHONWARNINGS", LAUNCHER)
+_SETTINGS = ("PYTHONSAFEPATH", "PYTHONWARNINGS", LAUNCHER, REPORTS, BEGAN)
 _PRELOADED = ["launch.tied", "launch.warm"]
 
 
@@ -35,7 +35,10 @@ def start() -> None:
 
 
 def settings() -> dict[str, str]:
-    """Of the variables that it is given other values of, those that are set."""
+    """Of the variables that have other values there than in a worker, those that are set.
+
+    It may have been started for a run before, of the same launcher.
+    """
     return {name: os.environ[name] for name in _SETTINGS if name in os.environ}
 
 

@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help train test faults check format horovod clean
+.PHONY: help train test faults check format manifests horovod clean
 
 help:
 	@echo "make train   set up, write the digits data, train on $(WORKERS) workers (WORKERS=n)"
@@ -15,6 +15,7 @@ help:
 	@echo "make faults  set up, inject every fault into runs (SEED=n; OUT=FILE.json for a record)"
 	@echo "make check   set up, check format, lint and types"
 	@echo "make format  set up, format the code"
+	@echo "make manifests  set up, record in k8s/ what distrain submit kubernetes renders"
 	@echo "make horovod set up, build and install Horovod, for --parallel.backend horovod"
 	@echo "make clean   remove the environment, data and runs that make has made"
 
@@ -51,6 +52,12 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+manifests: $(READY)
+	for form in job jobset trainjob; do \
+	  $(BIN)/distrain submit kubernetes examples/digits.toml --nodes 2 --form $$form --dry-run \
+	    >k8s/$$form/digits.yaml || exit; \
+	done
 
 horovod: $(READY)
 	$(BIN)/python tools/build_horovod.py

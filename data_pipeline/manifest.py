@@ -195,16 +195,11 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         DataError: the folder or its manifest is missing, or the manifest is not a valid one.
     """
-    if not folder.exists():
-        raise DataError(
-            f"no data set at {folder}: the folder does not exist; "
-            f"`distrain data convert SRC {folder}` makes one of files, and "
-            f"`distrain data make NAME {folder}` writes a bundled one"
-        )
     path = folder / FILE_NAME
-    if not path.is_file():
-        what = "is not a folder" if not folder.is_dir() else f"holds no {FILE_NAME}"
-        raise DataError(f"no data set at {folder}: it {what}; name the folder that holds one")
+    try:
+        _refuse_missing(folder)
+    except OSError as error:
+        raise DataError(f"the data set at {folder} can't be read: {error.strerror}") from error
     try:
         content = path.read_bytes()
         version = msgspec.json.decode(content, type=_Versioned).version
@@ -224,6 +219,18 @@ def read_manifest(folder: Path) -> Manifest:
         )
     _check(path, sealed.manifest)
     return sealed.manifest
+
+
+def _refuse_missing(folder: Path) -> None:
+    if not folder.exists():
+        raise DataError(
+            f"no data set at {folder}: the folder does not exist; "
+            f"`distrain data convert SRC {folder}` makes one of files, and "
+            f"`distrain data make NAME {folder}` writes a bundled one"
+        )
+    if not (folder / FILE_NAME).is_file():
+        what = "is not a folder" if not folder.is_dir() else f"holds no {FILE_NAME}"
+        raise DataError(f"no data set at {folder}: it {what}; name the folder that holds one")
 
 
 def _check(path: Path, manifest: Manifest) -> None:

@@ -40,6 +40,13 @@ class ExitCode(IntEnum):
     CTRL_C = 130
 
 
+RETRIED = frozenset({ExitCode.WORKER_LOST, ExitCode.STOPPED})
+"""After these the same command is worth another try."""
+
+FATAL = frozenset(ExitCode) - RETRIED - {ExitCode.DONE, ExitCode.CTRL_C}
+"""After these another try would end the same way."""
+
+
 class DistrainError(Exception):
     """Base of the errors that are meant for the person who runs a job."""
 

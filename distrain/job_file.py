@@ -22,12 +22,14 @@ CHECKPOINT = "checkpoint"
 IDENTITY = "identity"
 """A section that runs write into their own job.toml; it describes, and is not read as a setting."""
 
+_MOST_SHOWN = 300
+
 
 def read_job(path: Path) -> Job:
     """Reads a job file; `run.dir` becomes runs/NAME where the file NAME.toml gives none.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no such file, or it can't be read.
         ConfigError: it is no TOML, has an unknown field, or a field of a wrong type or value.
     """
     raw = _read_tables(path)
@@ -40,14 +42,25 @@ def read_job(path: Path) -> Job:
 
 
 def _read_tables(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UsageError(
-            f"there is no job file {path}: name a TOML file, such as examples/digits.toml"
-        )
     try:
+        if not (path.is_file() or path.is_fifo()):  # such as /dev/stdin
+            raise UsageError(
+                f"there is no job file {_shown(path)}: name a TOML file, such as "
+                "examples/digits.toml"
+            )
         return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"the job file {_shown(path)} can't be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _shown(path: Path) -> str:
+    """A path as a terminal may be given it."""
+    text = str(path)
+    if len(text) > _MOST_SHOWN:
+        return f"{text[:80]!r}..."
+    return text if text.isprintable() else repr(text)
 
 
 def describes_a_model(path: Path) -> bool:
@@ -128,7 +141,9 @@ def override(job: Job, arguments: Sequence[str], *, prog: str) -> Job:
         UsageError: an argument is unknown or its value is of a wrong type.
         SystemExit: with 0, after `--help`.
     """
-    import tyro  # noqa: PLC0415 - 0.1 s that only a command line with overrides has to pay
+    if not arguments:
+        return job
+    import tyro  # noqa: PLC0415 - 0.2 s that only a command line with overrides has to pay
 
     said = StringIO()
     try:

@@ -19,7 +19,7 @@ from distrain.coordinator.recorded_run import open_recording
 from distrain.coordinator.recording import Recording
 from distrain.coordinator.return_point import ReturnPoints
 from distrain.coordinator.saving import Saver
-from distrain.coordinator.stops import WATCHED, StopAskedError, StopWatch
+from distrain.coordinator.stops import WATCHED, StopAskedError, StopWatch, handlers_as_before
 from distrain.job_file import checkpoint_tables
 from distrain.train import TrainingLoop
 
@@ -67,6 +67,7 @@ class TrainingRun:
         last = epochs * parts.plan.steps_per_epoch
         parts.step.average.check(last)
         with ExitStack() as stack:
+            stack.enter_context(handlers_as_before())
             recording = stack.enter_context(
                 open_recording(
                     parts.world,

@@ -1,1 +1,1 @@
-"""From a job to processes: the `distrain` command and local workers."""
+"""From a job to processes: the `distrain` command, local workers, machines and clusters."""

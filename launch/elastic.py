@@ -20,9 +20,11 @@ from distrain.errors import ExitCode
 from launch import fork_server, rendezvous
 from launch.agent import MOST_STARTS, Agent
 from launch.failure import Cause, is_retried, tell
-from launch.node_range import NodeRange
-from launch.nodes import Nodes
+from launch.machines.meeting import NotMetError
+from launch.machines.node_range import NodeRange
+from launch.machines.nodes import Nodes
 from launch.number_range import NumberRange
+from launch.output.worker_output import WorkerOutput
 from launch.places import Places
 from launch.resizing import Requests
 from launch.worker import work
@@ -42,6 +44,7 @@ class ElasticGroup:
         grace_s: Those that were asked to stop are killed after so long.
         folder: Takes the workers' reports.
         run: The run's folder, in which requests for other numbers of workers come; None without.
+        output: Takes what the workers write.
     """
 
     arguments: Sequence[str]
@@ -50,6 +53,7 @@ class ElasticGroup:
     grace_s: float
     folder: Path
     run: Path | None
+    output: WorkerOutput | None = None
 
     def run_alone(self) -> Cause | None:
         """Runs them on this machine alone; the cause of a failure."""
@@ -61,31 +65,33 @@ class ElasticGroup:
             meeting.shutdown()
 
     def run_with_others(self, range_: NodeRange) -> Cause | None:
-        """Runs them with those of other machines; the cause of a failure, on whichever it was.
-
-        Raises:
-            ConfigError: there is no such place to meet.
-        """
+        """Runs them with those of other machines; the cause of a failure, on whichever it was."""
         try:
-            nodes = Nodes(range_)
-        except RendezvousTimeoutError:
-            return range_.nobody_there()
+            nodes = Nodes(range_, self.run)
+        except NotMetError as error:
+            return error.cause
         with ExitStack() as stack:
             stack.callback(nodes.leave)
             agent = self._agent(nodes.rendezvous, nodes.address, nodes)
             try:
                 result = agent.run()
-            except RendezvousClosedError:
-                return nodes.ended()
-            except RendezvousConnectionError:
-                return nodes.lost()
-            except RendezvousTimeoutError:
-                return nodes.too_few()
+            except NotMetError as error:
+                return error.cause
+            except (
+                RendezvousClosedError,
+                RendezvousConnectionError,
+                RendezvousTimeoutError,
+            ) as error:
+                return nodes.cause_of(error)
             if result is None:
                 tell("distrain: this machine was a spare one, and was not needed\n", sys.stderr)
                 return nodes.ended()
             cause = _outcome(result, agent)
-            if cause is None or not is_retried(cause) or agent.is_stopping:
+            if cause is None:  # who was done, and was asked to go before the others were, just goes
+                ends_all = not agent.is_stopping
+            else:
+                ends_all = agent.is_stopping or not is_retried(cause)
+            if ends_all:
                 nodes.end(cause)
             return cause
 
@@ -120,6 +126,7 @@ class ElasticGroup:
             Places(self.workers),
             Requests(self.run) if self.run is not None and takes_requests else None,
             nodes,
+            self.output,
             grace_s=self.grace_s,
             max_restarts=self.max_restarts,
         )

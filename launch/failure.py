@@ -17,7 +17,14 @@ from distrain.coordinator.stops import (
     StoppedError,
     signal_name,
 )
-from distrain.errors import ExitCode, LostPeerError, exit_code_of, is_for_the_user, is_lost_peer
+from distrain.errors import (
+    FATAL,
+    ExitCode,
+    LostPeerError,
+    exit_code_of,
+    is_for_the_user,
+    is_lost_peer,
+)
 
 REPORTS = "DISTRAIN_REPORTS"
 """Environment variable: the folder that failing workers leave their reports in."""
@@ -28,12 +35,8 @@ STEPPED = "stepped"
 HANDED_ON = (*WATCHED, RELAY)
 """The signals that the launcher hands on to its workers."""
 
-_NOT_RETRIED = frozenset(
-    {
-        *(ExitCode.USAGE, ExitCode.DATA, ExitCode.FAULT, ExitCode.STORAGE),
-        *(ExitCode.STOPPED, ExitCode.CONFIG, ExitCode.CTRL_C),
-    }
-)
+_NOT_RETRIED = FATAL | {ExitCode.STOPPED, ExitCode.CTRL_C}
+"""By the launcher itself: who stops a run does not want it to start again at once."""
 
 _WITH_FORK_SERVER = 255
 """What multiprocessing gives for a process whose fork server has died."""
@@ -155,6 +158,11 @@ def first_cause(reports: Sequence[Report], exit_codes: Mapping[int, int]) -> Cau
 def is_retried(cause: Cause) -> bool:
     """Whether to start the workers again may help; the same fault would come back."""
     return cause.is_hang or cause.exit_code not in _NOT_RETRIED
+
+
+def is_failure(cause: Cause) -> bool:
+    """Whether something went wrong: nobody has asked the workers to end."""
+    return not cause.goes_on and cause.exit_code not in (ExitCode.STOPPED, ExitCode.CTRL_C)
 
 
 def tell(text: str, stream: TextIO) -> None:

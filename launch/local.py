@@ -7,19 +7,25 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.util import find_spec
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distrain.config import Backend
-from distrain.coordinator.stops import BEGAN, answer_to, began_now
-from distrain.errors import ConfigError, UsageError
+from distrain.coordinator.stops import BEGAN, answer_to, began_now, heeded
+from distrain.errors import UsageError
 from launch import fork_server
 from launch.failure import REPORTS, Cause, TerminatedError
-from launch.node_range import NodeRange
+from launch.horovod.rules import check_on_one_machine
+from launch.machines.node_range import NodeRange
 from launch.number_range import NumberRange
+from launch.output.logs import Logs
+from launch.output.output_pipes import SHOWN
 from launch.worker import Alone, failure_of
+
+if TYPE_CHECKING:
+    from launch.output.worker_output import WorkerOutput
 
 HOROVOD_EVERY_S = 0.1
 """How often its workers are looked after, unless one ends."""
@@ -39,12 +45,13 @@ def run_workers(
     backend: Backend = "torch",
     run: Path | None = None,
     nodes: NodeRange | None = None,
+    logs: Logs | None = None,
 ) -> Cause | None:
     """Runs `launch.worker` with these arguments as a group of workers; the cause of a failure.
 
     One worker runs in this very process, so that a debugger has a terminal; nobody is left to start
-    it again if it dies, so with `max_restarts` it is a process of its own. When one of several
-    fails, all end. Signals are handed on to all of them.
+    it again if it dies, so with `max_restarts` it is a process of its own, and so it is where its
+    output is asked for. When one of several fails, all end. Signals are handed on to all of them.
 
     Where there may be fewer of them than there are, one that is lost again and again is given up.
 
@@ -56,6 +63,7 @@ def run_workers(
         backend: What carries their exchanges.
         run: The run's folder, in which requests for other numbers of workers come.
         nodes: Other machines, which take part.
+        logs: What becomes of their output; without, it goes where this process's does.
 
     Raises:
         ConfigError: that is Horovod, and it is not installed.
@@ -64,25 +72,25 @@ def run_workers(
     if isinstance(workers, int):
         workers = NumberRange(workers, workers)
     if backend == "horovod":
-        _check_horovod(is_fixed=not workers.is_elastic and nodes is None)
+        check_on_one_machine(is_fixed=not workers.is_elastic and nodes is None)
     os.environ[BEGAN] = began_now()
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in heeded((signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)):
         signal.signal(number, _terminate)
-    if workers.most == 1 and not max_restarts and nodes is None:
+    if works_alone(workers, max_restarts, nodes, logs):
         answer_to(Alone())
         report = failure_of(arguments, rank=0)
         return None if report is None else Cause(0, report.exit_code, report.text)
-    if os.environ.get("HOROVOD_SIZE", "1") != "1":
-        raise UsageError(
-            f"HOROVOD_SIZE is {os.environ['HOROVOD_SIZE']}: each of horovodrun's workers would "
-            "start workers of its own; leave --workers and --max-restarts out, or horovodrun"
+    refuse_as_worker(os.environ)
+    with ExitStack() as stack:
+        folder = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="distrain-", ignore_cleanup_errors=True)
         )
-    with tempfile.TemporaryDirectory(prefix="distrain-", ignore_cleanup_errors=True) as folder:
         os.environ[REPORTS] = folder
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+        output = None if logs is None else stack.enter_context(_taken(logs, Path(folder)))
         if backend == "horovod":
             return _run_on_horovod(
-                arguments, workers.most, max_restarts or 0, grace_s, Path(folder)
+                arguments, workers.most, max_restarts or 0, grace_s, Path(folder), output
             )
         if nodes is None:
             # Between the workers of one machine nothing has to leave it.
@@ -92,8 +100,51 @@ def run_workers(
         with _without_stacks_in_cpp():
             from launch.elastic import ElasticGroup  # noqa: PLC0415
 
-        group = ElasticGroup(arguments, workers, max_restarts or 0, grace_s, Path(folder), run)
+        restarts = max_restarts or 0
+        group = ElasticGroup(arguments, workers, restarts, grace_s, Path(folder), run, output)
         return group.run_alone() if nodes is None else group.run_with_others(nodes)
+
+
+def refuse_as_worker(environment: Mapping[str, str]) -> None:
+    """Refuses to start workers in what is one of several workers: those would be N trainings.
+
+    Raises:
+        UsageError: it is one of horovodrun's, torchrun's or another launcher's.
+    """
+    told = {"HOROVOD_SIZE": "horovodrun"}
+    if "RANK" in environment:
+        told["WORLD_SIZE"] = "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "its launcher"
+    for name, launcher in told.items():
+        size = environment.get(name, "1")
+        if size != "1":
+            raise UsageError(
+                f"{name} is {size}: each of {launcher}'s workers would start workers of its own; "
+                f"leave --workers and --max-restarts out, start it without {launcher}, or unset "
+                f"{name}"
+            )
+
+
+def works_alone(
+    workers: NumberRange, max_restarts: int | None, nodes: NodeRange | None, logs: Logs | None
+) -> bool:
+    """Whether one worker is all there is to start: it works in its launcher's own process."""
+    is_asked_for = logs is not None and logs.is_asked_for
+    return workers.most == 1 and not max_restarts and nodes is None and not is_asked_for
+
+
+@contextmanager
+def _taken(logs: Logs, folder: Path) -> "Iterator[WorkerOutput]":
+    """The workers' output, to its end."""
+    os.environ[SHOWN] = logs.shown
+    # Imported here: a dry run and one worker have no need of it, nor of rich.
+    from launch.output.worker_output import WorkerOutput  # noqa: PLC0415
+
+    output = WorkerOutput(folder, logs.shown, logs.place())
+    try:
+        yield output
+    finally:
+        output.end()
+        del os.environ[SHOWN]
 
 
 @contextmanager
@@ -103,7 +154,7 @@ def _without_stacks_in_cpp() -> Iterator[None]:
     The workers' torch warns as ever.
     """
     given = os.environ.get(_LOG_LEVEL)
-    os.environ.setdefault(_LOG_LEVEL, "ERROR")
+    os.environ.setdefault(_LOG_LEVEL, "FATAL")
     try:
         yield
     finally:
@@ -111,32 +162,23 @@ def _without_stacks_in_cpp() -> Iterator[None]:
             del os.environ[_LOG_LEVEL]
 
 
-def _check_horovod(*, is_fixed: bool) -> None:
-    """Refuses it where it is not there, or would have to take more or fewer workers."""
-    if find_spec("horovod") is None:
-        raise ConfigError(
-            'parallel.backend is "horovod", and Horovod is not installed: install it by '
-            '`make horovod`, or set parallel.backend = "torch"'
-        )
-    if not is_fixed:
-        raise ConfigError(
-            'parallel.backend is "horovod", whose workers are of one machine and of a fixed '
-            "number here: give --workers one number and leave --nodes out, or set "
-            'parallel.backend = "torch"'
-        )
-
-
 def _run_on_horovod(
-    arguments: Sequence[str], workers: int, max_restarts: int, grace_s: float, folder: Path
+    arguments: Sequence[str],
+    workers: int,
+    max_restarts: int,
+    grace_s: float,
+    folder: Path,
+    output: "WorkerOutput | None",
 ) -> Cause | None:
     fork_server.start()
     # Imported here: most have no Horovod.
-    from launch.horovod_workers import HorovodWorkers  # noqa: PLC0415
+    from launch.horovod.workers import HorovodWorkers  # noqa: PLC0415
 
     group = HorovodWorkers(
         (list(arguments), os.getpid(), list(sys.path), fork_server.settings()),
         workers,
         folder,
+        output,
         max_restarts=max_restarts,
         grace_s=grace_s,
     )

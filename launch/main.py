@@ -1,73 +1,108 @@
 """The `distrain` command."""
 
 import argparse
-import math
+import errno
 import os
+import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import NoReturn, get_args
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from data_pipeline.errors import DataError, StorageError
 from distrain import __version__
-from distrain.config import Backend
 from distrain.errors import DistrainError, ExitCode, UsageError, exit_code_of
-from launch.checkpoint_parser import add_checkpoint, run_checkpoint
-from launch.data_parser import add_data, run_data
+from launch.commands.checkpoint_parser import add_checkpoint, run_checkpoint
+from launch.commands.data_parser import add_data, run_data
+from launch.commands.launch_parser import add_launch, run_launch
+from launch.commands.plan_parser import add_plan, run_plan
+from launch.commands.preview_command import run_preview
+from launch.commands.replay_command import add_replay, replay
+from launch.commands.run_parser import add_resize, add_status, run_resize, run_status
+from launch.commands.submit_command import add_submit, submit
+from launch.commands.train_parser import add_train, run_train
 from launch.failure import Cause, TerminatedError, report_of, tell
-from launch.node_range import STORE_THREAD, NodeRange
-from launch.number_range import NumberRange
-from launch.replay_command import add_replay, replay
+from launch.kubernetes.jobs_parser import add_jobs, run_jobs
+from launch.machines.node_range import STORE_THREAD
 
-_PLAN_USAGE = """\
-usage: distrain plan JOB [--workers N] [--seconds S] [--json]
-                     [--section.field VALUE ...]
+_COMMANDS = """\
+Data-parallel training in PyTorch: the same bits on any
+number of workers.
 
-Says what a job is made of, which numbers of workers are worth having, and what it
-will take on this machine in time and memory. Nothing is written.
+data sets
+  data        make, convert, preview, inspect and verify
 
-  JOB                    a job file, such as examples/digits.toml
-  --workers N            measured with so many; one a GPU, or 1, unless given
-  --seconds S            try the job's first steps for about so long (3); with 0
-                         nothing is tried
-  --json                 one JSON object, for a program
-  --section.field VALUE  set any field of the job
+training
+  plan        say what a job will take here
+  train       train as a job file says
+  launch      run a script that uses distrain on workers
+
+a run, by its folder
+  status      tell how it stands, or how it ended
+  resize      have it go on with another number of workers
+  replay      do a step of it again, and look at it
+  checkpoint  list, verify and export what it has saved
+
+clusters
+  submit      run a job on Kubernetes or SLURM
+  kubernetes  look at, follow and end jobs there
 """
 
-_TRAIN_USAGE = """\
-usage: distrain train JOB [--workers N|MIN:MAX] [--nodes N|MIN:MAX]
-                      [--rendezvous HOST:PORT] [--max-restarts N] [--fresh]
-                      [--section.field VALUE ...]
+_ALONE: Mapping[str, Callable[[argparse.Namespace], Cause | None]] = {
+    "data": run_data,
+    "launch": run_launch,
+    "status": run_status,
+    "resize": run_resize,
+    "checkpoint": run_checkpoint,
+    "kubernetes": run_jobs,
+}
+"""Commands that take what their parser knows."""
 
-Trains as a TOML job file says, on the workers of this machine, or of several.
+_WITH_OVERRIDES: Mapping[str, Callable[[argparse.Namespace, list[str]], Cause | None]] = {
+    "plan": run_plan,
+    "train": run_train,
+}
+"""Those that take a job's `--section.field VALUE` as well."""
 
-  JOB                    a job file, such as examples/digits.toml
-  --workers N            how many workers; one a GPU, or 1, unless given
-  --workers MIN:MAX      starts MAX; goes on with fewer where one is lost again and
-                         again, and with as many as `distrain resize` asks for
-  --nodes MIN:MAX        how many machines there may be, with so many workers each;
-                         start this same command on all of them
-  --rendezvous HOST:PORT where they meet: one of them, and a port that is free there
-  --max-restarts N       how often all workers start again when one is lost, from
-                         the last checkpoint (10; with one worker 0)
-  --fresh                move a run that stands in the run's folder aside
-  --section.field VALUE  set any field of the job, such as --optimizer.lr 0.05;
-                         `distrain train JOB --help` lists them all
-"""
+_WITH_SCRIPT: Mapping[str, Callable[[argparse.Namespace, list[str], list[str]], Cause | None]] = {
+    "replay": replay,
+    "submit": submit,
+}
+"""And those to which `-- SCRIPT ARGS`, or `-- ARGS`, may be given."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong and exits with 64, where argparse would exit with 2."""
+    """Says what is wrong and exits with 64, where argparse would exit with 2.
+
+    An option's name is given whole: the begin of one may be meant for a field of the job, and would
+    be another option's as soon as there is one more.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        """As argparse's."""
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse's; what is almost an option of this command is no field of a job either."""
+        known, left = super().parse_known_args(args, namespace)
+        for word in left:
+            name = word.partition("=")[0]
+            near = get_close_matches(name, self._option_string_actions, n=1, cutoff=0.75)
+            if name.startswith("--") and "." not in name and near:
+                self.error(f"unknown option {name}: did you mean {near[0]}?")
+        return known, left
 
     def error(self, message: str) -> NoReturn:
+        """Raises what `main` shows."""
         raise UsageError(f"{message}\n{self.format_usage().rstrip()}")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs one command and exits with a code of `distrain.errors.ExitCode`."""
+    _open_streams()
     try:
         cause = _run(sys.argv[1:] if arguments is None else list(arguments))
     except (DistrainError, DataError, StorageError) as error:
@@ -78,13 +113,38 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # `| head` has read enough of what a command shows
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         cause = None
-    except Exception:  # noqa: BLE001 - a fault of ours: shown whole, with the code for it
-        cause = Cause(0, ExitCode.FAULT, traceback.format_exc().rstrip())
+    except Exception as error:  # noqa: BLE001 - shown whole, being a fault of ours
+        cause = _no_path(error) or Cause(0, ExitCode.FAULT, traceback.format_exc().rstrip())
     if cause is None:
         sys.exit(ExitCode.DONE)
     rank = f" (rank {cause.rank})" if cause.rank else ""
     tell(f"distrain{rank}: {cause.text}\n", sys.stderr)
     sys.exit(cause.exit_code)
+
+
+def _open_streams() -> None:
+    """Has standard streams that were closed lead nowhere, and no other file take their numbers."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere == number:
+                os.set_inheritable(number, True)  # for the workers as well
+            else:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, open(number, "w" if number else "r"))  # noqa: SIM115, PTH123
+
+
+def _no_path(error: Exception) -> Cause | None:
+    """The cause where a path that the user has named can't even be looked at."""
+    if not isinstance(error, OSError):
+        return None
+    if error.filename is None:  # as of os.getcwd
+        gone = "the folder that this was started in is gone: change to another"
+        return Cause(0, ExitCode.USAGE, gone) if error.errno == errno.ENOENT else None
+    if error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP):
+        return Cause(0, ExitCode.USAGE, f"{error.filename}: {error.strerror}")
+    return None
 
 
 def command() -> NoReturn:
@@ -96,174 +156,64 @@ def command() -> NoReturn:
     try:
         main()
     except SystemExit as ended:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is told: the rest is Python's own end
         if all(thread.name != STORE_THREAD for thread in threading.enumerate()):
             raise
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 stream.flush()
         os._exit(ended.code if isinstance(ended.code, int) else ExitCode.DONE)
 
 
 def _run(arguments: list[str]) -> Cause | None:
-    parser = _parser()
-    if arguments[:1] in (["train"], ["plan"]):
-        known, overrides = parser.parse_known_args(arguments)
-        return _train(known, overrides) if known.command == "train" else _plan(known, overrides)
-    if arguments[:1] == ["replay"]:
-        return _replay(parser, arguments)
+    parser = command_line()
+    if not arguments:
+        raise UsageError(f"give a command\n\n{parser.format_help().rstrip()}")
+    called = arguments[0]
+    if called in _WITH_SCRIPT:
+        before, script = _cut(arguments)
+        known, overrides = parser.parse_known_args(before)
+        return _WITH_SCRIPT[called](known, overrides, script)
+    if called in _WITH_OVERRIDES:
+        return _WITH_OVERRIDES[called](*parser.parse_known_args(arguments))
     if arguments[:2] == ["data", "preview"]:
-        from launch import preview_command  # noqa: PLC0415 - for this command alone
-
-        preview_command.run(*parser.parse_known_args(arguments))
+        run_preview(*parser.parse_known_args(arguments))
         return None
     known = parser.parse_args(arguments)
-    if known.command == "launch":
-        return _launch(known)
-    if known.command == "resize":
-        from launch.resizing import resize  # noqa: PLC0415 - for this command alone
-
-        print(resize(known.run, known.workers))
-    elif known.command == "status":
-        from launch.status_command import show  # noqa: PLC0415 - for this command alone
-
-        show(known.run, as_json=known.json)
-    elif known.command == "checkpoint":
-        run_checkpoint(known)
-    else:
-        return run_data(known)
-    return None
+    return _ALONE[known.command](known)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _cut(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What is the command's own, and what stands behind --, which is a script's."""
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:at], arguments[at + 1 :]
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = _Parser(
         prog="distrain",
-        description="Data-parallel training in PyTorch: the same bits on any number of workers.",
+        usage="distrain [-h] [--version] COMMAND ...",
+        description=_COMMANDS,
+        epilog="distrain COMMAND --help says what a command takes.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"distrain {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_data(commands.add_parser("data", help="make, convert, inspect and verify data sets"))
-
-    train = commands.add_parser("train", help="train as a job file says", add_help=False)
-    train.add_argument("job", type=Path, nargs="?")
-    train.add_argument("--workers")
-    train.add_argument("--nodes")
-    train.add_argument("--rendezvous")
-    train.add_argument("--max-restarts", type=int)
-    train.add_argument("--fresh", action="store_true")
-    train.add_argument("-h", "--help", action="store_true")
-
-    plan = commands.add_parser("plan", help="say what a job will take here", add_help=False)
-    plan.add_argument("job", type=Path, nargs="?")
-    plan.add_argument("--workers")
-    plan.add_argument("--seconds", type=float, default=3.0)
-    plan.add_argument("--json", action="store_true")
-    plan.add_argument("-h", "--help", action="store_true")
-
-    status = commands.add_parser("status", help="tell how a run stands, or how it ended")
-    status.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
-    status.add_argument("--json", action="store_true", help="one JSON object, for a program")
-
-    add_checkpoint(commands.add_parser("checkpoint", help="list, verify and export checkpoints"))
-    add_replay(commands.add_parser("replay", help="do a step of a run again, and look at it"))
-
-    resize = commands.add_parser(
-        "resize", help="have a run with --workers MIN:MAX go on with another number of workers"
+    # Each command stands in the description, by what it is for; argparse would list them all.
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", prog="distrain", help=argparse.SUPPRESS
     )
-    resize.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
-    resize.add_argument("workers", type=int, metavar="N", help="from MIN to MAX")
-
-    launch = commands.add_parser("launch", help="run a script that uses distrain on workers")
-    launch.add_argument("--workers", help="workers on this machine (one a GPU, or 1)")
-    launch.add_argument(
-        "--max-restarts", type=int, help="starts again when a worker is lost (default 0)"
-    )
-    launch.add_argument(
-        "--backend", choices=get_args(Backend), default="torch", help="what the script asks for"
-    )
-    launch.add_argument("script", type=Path, metavar="SCRIPT")
-    launch.add_argument("rest", nargs=argparse.REMAINDER, metavar="ARGS", help="for the script")
+    add_data(commands.add_parser("data"))
+    add_plan(commands.add_parser("plan"))
+    add_train(commands.add_parser("train", add_help=False))
+    add_launch(commands.add_parser("launch"))
+    add_status(commands.add_parser("status"))
+    add_resize(commands.add_parser("resize"))
+    add_replay(commands.add_parser("replay"))
+    add_checkpoint(commands.add_parser("checkpoint"))
+    add_submit(commands.add_parser("submit"))
+    add_jobs(commands.add_parser("kubernetes"))
     return parser
-
-
-def _train(known: argparse.Namespace, overrides: list[str]) -> Cause | None:
-    from launch import train_command  # noqa: PLC0415 - what `--help` has no need of
-
-    if known.help:
-        print(_TRAIN_USAGE)
-        if known.job is not None:
-            overrides = ["--help"]
-        else:
-            return None
-    if known.job is None:
-        raise UsageError(f"train needs a job file\n{_TRAIN_USAGE}")
-    if known.rendezvous is not None and known.nodes is None:
-        raise UsageError("--rendezvous is for several machines: give --nodes MIN:MAX as well")
-    nodes = None if known.nodes is None else NodeRange.parse(known.nodes, known.rendezvous)
-    return train_command.train(
-        known.job,
-        None if known.workers is None else NumberRange.parse("--workers", known.workers),
-        overrides,
-        fresh=known.fresh,
-        max_restarts=_checked_restarts(known.max_restarts),
-        nodes=nodes,
-    )
-
-
-def _plan(known: argparse.Namespace, overrides: list[str]) -> Cause | None:
-    from launch import plan_command  # noqa: PLC0415 - what `--help` has no need of
-
-    if known.help:
-        print(_PLAN_USAGE)
-        return None
-    if known.job is None:
-        raise UsageError(f"plan needs a job file\n{_PLAN_USAGE}")
-    if not 0 <= known.seconds < math.inf:
-        raise UsageError(f"--seconds is {known.seconds}; give 0 or more")
-    return plan_command.plan(
-        known.job,
-        _fixed_workers(known.workers),
-        overrides,
-        seconds=known.seconds,
-        as_json=known.json,
-    )
-
-
-def _replay(parser: argparse.ArgumentParser, arguments: list[str]) -> Cause | None:
-    """What stands behind -- is a script's."""
-    script: list[str] = []
-    if "--" in arguments:
-        at = arguments.index("--")
-        arguments, script = arguments[:at], arguments[at + 1 :]
-    known, overrides = parser.parse_known_args(arguments)
-    return replay(known, overrides, script)
-
-
-def _fixed_workers(given: str | None) -> NumberRange | None:
-    workers = None if given is None else NumberRange.parse("--workers", given)
-    if workers is not None and workers.is_elastic:
-        raise UsageError(f"--workers is {given}; MIN:MAX is for `distrain train`, give one number")
-    return workers
-
-
-def _checked_restarts(given: int | None) -> int | None:
-    if given is not None and given < 0:
-        raise UsageError(f"--max-restarts is {given}; give 0 or more")
-    return given
-
-
-def _launch(known: argparse.Namespace) -> Cause | None:
-    from launch.local import run_workers  # noqa: PLC0415 - what `--help` has no need of
-    from launch.train_command import check_workers  # noqa: PLC0415
-
-    if not known.script.is_file():
-        raise UsageError(f"there is no script {known.script}")
-    arguments = ["script", str(known.script), *known.rest]
-    return run_workers(
-        arguments,
-        check_workers(_fixed_workers(known.workers)),
-        max_restarts=_checked_restarts(known.max_restarts),
-        backend=known.backend,
-    )
 
 
 if __name__ == "__main__":

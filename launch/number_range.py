@@ -22,8 +22,8 @@ class NumberRange:
         """
         first, colon, second = text.partition(":")
         least, most = first.strip(), (second if colon else first).strip()
-        if not (least.isdecimal() and most.isdecimal()):
-            raise UsageError(f"{option} is {text!r}; give a number, or MIN:MAX such as 1:4")
+        if not all(number.isdecimal() and len(number) < 10 for number in (least, most)):
+            raise UsageError(f"{option} is {text[:80]!r}; give a number, or MIN:MAX such as 1:4")
         found = cls(int(least), int(most))
         if found.least < 1:
             raise UsageError(f"{option} is {text}; at least 1 is needed")

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import connection
@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from distrain.coordinator.restart_note import leave_restart
-from distrain.coordinator.stops import RESIZE, StoppedError, signal_name
+from distrain.coordinator.stops import RESIZE, StoppedError, heeded, signal_name
 from distrain.errors import ExitCode
 from launch import fork_server
 from launch.failure import (
@@ -27,6 +27,7 @@ from launch.failure import (
     TerminatedError,
     first_cause,
     forced_end,
+    is_failure,
     is_retried,
     read_reports,
     tell,
@@ -34,6 +35,7 @@ from launch.failure import (
     while_stopping,
 )
 from launch.hang_watch import HangWatch
+from launch.output.worker_output import WorkerOutput
 
 SETTLE_S = 0.3
 """After a worker has failed: time for the one that it failed for want of to be seen to end."""
@@ -47,7 +49,8 @@ _ENDING_S = 0.01
 ALL_AGAIN = "all workers start again"
 """What comes after a loss, unless fewer workers go on."""
 
-_SHOW_CURSOR = "\x1b[?25h"
+_WITHOUT_BAR = "\r\x1b[2K\x1b[?25h"
+"""Erases what a killed worker has drawn, and shows the cursor that its bar has hidden."""
 
 
 class Supervision:
@@ -64,6 +67,7 @@ class Supervision:
         processes: Callable[[], Mapping[int, BaseProcess]],
         kill: Callable[[], None],
         folder: Path,
+        output: WorkerOutput | None = None,
         *,
         grace_s: float,
         max_restarts: int,
@@ -76,6 +80,7 @@ class Supervision:
             processes: The workers of this start, by rank.
             kill: Kills those that are alive, and waits for their end.
             folder: Takes the workers' reports.
+            output: Takes what the workers write; None where it goes where this process's does.
             grace_s: A stop is enforced after so long.
             max_restarts: How often all workers are started again after one was lost.
             on_loss: Is told the cause, and whether that start had done a step; says what comes.
@@ -84,7 +89,8 @@ class Supervision:
         self.cause: Cause | None = None
         self.gives_up = False
         self.has_stepped = False
-        self._processes, self._kill, self._folder = processes, kill, folder
+        self._processes, self._kill = processes, kill
+        self._folder, self._output = folder, output
         self._on_loss, self._on_hang = on_loss, on_hang
         self._resize_until: float | None = None
         self._grace_s, self._max_restarts, self._restarts = grace_s, max_restarts, 0
@@ -94,7 +100,7 @@ class Supervision:
         self._interrupts = 0
         self._told: set[int] = set()
         self._hangs = HangWatch(folder)
-        for number in HANDED_ON:
+        for number in heeded(HANDED_ON):
             signal.signal(number, self._hand_on)
 
     @property
@@ -102,13 +108,15 @@ class Supervision:
         """Whether the launcher was asked to end."""
         return self._asked is not None
 
-    def prepare(self) -> None:
-        """Comes before each start."""
+    def prepare(self, ranks: Sequence[int], launch: str | None = None) -> None:
+        """Comes before each start, of workers of these ranks; `launch` names it on all machines."""
         fork_server.start()  # it may have died, and the workers with it
         for report in (*self._folder.glob("rank-*.json"), self._folder / STEPPED):
             report.unlink(missing_ok=True)
         self._resize_until = None
         self._hangs.prepare()
+        if self._output is not None:
+            self._output.begin(ranks, launch)
 
     def resize(self) -> None:
         """Has the workers save and end, to be started again: no failure, and no restart either."""
@@ -188,13 +196,9 @@ class Supervision:
             cause = replace(cause, text=cause.text + self.leave_stacks())
         self._end(cause)
 
-    def abandon(self, cause: Cause, *, again: bool) -> None:
-        """Ends this start whatever its workers are doing; `again` says if another can follow."""
-        if again:
-            self._end(cause)
-            return
-        self.cause, self.gives_up = cause, True
-        self._kill()
+    def abandon(self, cause: Cause) -> None:
+        """Ends this start whatever its workers are doing."""
+        self._end(cause)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -240,8 +244,12 @@ class Supervision:
         self._kill()
         stepped = (self._folder / STEPPED).exists()
         self.has_stepped = self.has_stepped or stepped
-        if sys.stdout.isatty():  # a killed worker's progress bar has hidden it
-            tell(_SHOW_CURSOR, sys.stdout)
+        if self._output is not None:
+            self._output.end()
+        if sys.stdout.isatty():
+            tell(_WITHOUT_BAR, sys.stdout)
+        if self._output is not None and is_failure(cause):
+            self._output.tell_last_words(cause.rank)
         if cause.goes_on and self._asked is None:
             tell(f"distrain: {cause.text}\n", sys.stderr)
             leave_restart(self._folder, cause.text)

@@ -30,6 +30,7 @@ from launch.failure import (
     tell,
     write_report,
 )
+from launch.output.output_pipes import write_to_pipes
 from launch.parent import die_with_parent, name_process
 
 
@@ -171,6 +172,7 @@ def work(
     name_process(f"distrain-r{rank}")
     sys.path[:] = search_path
     fork_server.restore(settings)
+    write_to_pipes(Path(os.environ[REPORTS]), rank)
     answer_to(_Launched(launcher, rank))
     # Until a run goes on that can save, and after it, it has no meaning.
     signal.signal(RELAY, signal.SIG_IGN)
@@ -181,7 +183,7 @@ def work(
     else:
         write_report(Path(os.environ[REPORTS]), report)
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, AttributeError):  # closed by who started this, or full
+        with suppress(OSError, AttributeError, ValueError):  # closed, by whomever, or full
             stream.flush()
     # At once: exchanges that wait for lost peers must not hold a failed process, and one that has
     # done its work need not wait for the others.

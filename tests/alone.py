@@ -115,7 +115,7 @@ def _run(
 if __name__ == "__main__":
     import tyro  # noqa: F401
 
-    import launch.train_command
+    import launch.commands.train_command
     import launch.warm  # noqa: F401
 
     _serve()

@@ -1,6 +1,7 @@
 """Fixtures that start real processes, and the real data that they train on."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,22 @@ SHORT_TESTS = ROOT / "tests" / "data_pipeline"
 HOROVOD_IS_REQUIRED = "DISTRAIN_REQUIRE_HOROVOD"
 """Environment variable: set where no test may be left out, as in CI."""
 
+SLURM_IS_REQUIRED = "DISTRAIN_REQUIRE_SLURM"
+"""The same, for the tests that start a SLURM of their own."""
+
+NEEDED_FOR_SLURM = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "setpriv")
+
+
+def commands_path() -> str:
+    """Where commands are looked for; Debian has daemons where not every user does."""
+    return os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
+
+
+def has_slurm() -> bool:
+    """Whether all is installed that `tests/slurm_cluster.py` starts, and this user may start it."""
+    found = (shutil.which(name, path=commands_path()) for name in NEEDED_FOR_SLURM)
+    return os.geteuid() == 0 and all(found)
+
 
 def pytest_configure() -> None:
     # How long an example takes says nothing of what it claims; tests share the cores.
@@ -35,22 +52,32 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get(HOROVOD_IS_REQUIRED) and find_spec("horovod") is None:
         raise pytest.UsageError(f"{HOROVOD_IS_REQUIRED} is set, and Horovod is not installed")
+    if os.environ.get(SLURM_IS_REQUIRED) and not has_slurm():
+        raise pytest.UsageError(
+            f"{SLURM_IS_REQUIRED} is set, and slurm-wlm and munge are not installed, or this is "
+            "not root"
+        )
 
 
-def pytest_report_header() -> str:
-    if find_spec("horovod") is not None:
-        return "horovod: installed"
-    return "horovod: not installed, so its tests are left out; `make horovod` installs it"
+def pytest_report_header() -> list[str]:
+    horovod = "not installed, so its tests are left out; `make horovod` installs it"
+    slurm = "not installed, or this is not root, so its tests are left out (slurm-wlm, munge)"
+    return [
+        f"horovod: {'installed' if find_spec('horovod') is not None else horovod}",
+        f"slurm: {'installed' if has_slurm() else slurm}",
+    ]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves the tests of Horovod out where there is none; the header says so.
+    """Leaves the tests of Horovod and SLURM out where there is none; the header says so.
 
     What takes long comes first, so that no process works alone on it in the end.
     """
     items.sort(key=lambda item: SHORT_TESTS in item.path.parents)
-    if find_spec("horovod") is None:
-        left_out = [item for item in items if item.get_closest_marker("horovod")]
+    is_there = {"horovod": find_spec("horovod") is not None, "slurm": has_slurm()}
+    missing = [marker for marker, there in is_there.items() if not there]
+    left_out = [item for item in items if any(map(item.get_closest_marker, missing))]
+    if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 

@@ -70,11 +70,12 @@ class Started:
         stderr: IO[str] | int = subprocess.PIPE,
         environment: Mapping[str, str] | None = None,
         within: Sequence[str] = (),
+        program: Sequence[str] = (sys.executable, "-m", "launch.main"),
     ) -> None:
-        """`within` is a command that the command is started by, and becomes."""
+        """`within` is a command that the `program` is started by, and becomes."""
         self.began = time.monotonic()
         self.process = subprocess.Popen(
-            [*within, sys.executable, "-m", "launch.main", *map(str, arguments)],
+            [*within, *program, *map(str, arguments)],
             cwd=cwd,
             env=clean_environment() | dict(environment or {}),
             stdout=subprocess.DEVNULL,

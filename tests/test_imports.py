@@ -119,7 +119,7 @@ def test_a_job_is_checked_without_importing_torch(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "import launch.main, launch.train_command, launch.local\n"
+        "import launch.main, launch.commands.train_command, launch.local\n"
         "from distrain.job_file import read_job\n"
         f"read_job(Path({str(ROOT / 'examples' / 'digits.toml')!r}))\n"
         "sys.exit('torch' in sys.modules)\n"

@@ -27,8 +27,8 @@ def damages(store: CheckpointStore, step: int) -> list[str]:
         with store.reading(step):
             found.extend(_damages(store, step))
     except DamagedCheckpointError as error:
-        told = str(error).removeprefix(store.where).removeprefix("/")
-        found.append(told.removeprefix(f"{store.name_of(step)[len(store.where) + 1 :]}/"))
+        within = str(error).removeprefix(f"{store.name_of(step)}/")
+        found.append(within.removeprefix(f"{store.where}/"))
     if found and not store.has(step):
         raise RemovedCheckpointError
     return found

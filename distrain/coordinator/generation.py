@@ -24,7 +24,12 @@ WORKERS = "DISTRAIN_WORKERS"
 """Environment variable: the numbers of workers that the launcher may be asked for, as MIN:MAX."""
 
 HAS_STEPPED = "DISTRAIN_HAS_STEPPED"
-"""Environment variable: set where the launch's run has done steps before this start."""
+"""Environment variable: the names of launches in which this run has done steps before this start.
+
+Several where machines of one launch have met again in another, after the loss of one.
+"""
+
+NAMES_SEPARATOR = "|"
 
 _MARK = re.compile(r"(\d{1,18}) [0-9a-f]{32}\b")
 _MOST_BYTES = 300
@@ -94,7 +99,8 @@ def refuse_stranger(folder: Path) -> None:
     Raises:
         ConfigError: this launch's run has done steps, and the folder's newest start isn't its.
     """
-    if HAS_STEPPED in os.environ and launch_in(folder) != _launch():
+    stepped = os.environ.get(HAS_STEPPED, "").split(NAMES_SEPARATOR)
+    if stepped != [""] and launch_in(folder) not in (_launch(), *stepped):
         host = socket.gethostname()
         raise ConfigError(
             f"the run goes on with rank 0 on {host}, and {folder} is not its folder there, or not "

@@ -109,6 +109,7 @@ class SnapshotFolder:
         digest = hashlib.sha256(os.path.realpath(run).encode()).hexdigest()[:16]
         self.path = root / f"distrain-{os.geteuid()}-{digest}"
         self._mine: Path | None = None
+        self._is_alone = False
 
     def begin(self, owner: str, start: str) -> None:
         """Makes this start's folder; several workers of a start may.
@@ -124,7 +125,7 @@ class SnapshotFolder:
             with suppress(FileExistsError):
                 self.path.mkdir(mode=0o700)
             self._check_ours()
-            self._mine = self.path / f"{_START}{start}"
+            self._mine, self._is_alone = self.path / f"{_START}{start}", False
             self._mine.mkdir(mode=0o700, exist_ok=True)
             with suppress(FileExistsError), (self._mine / RUN).open("x") as file:
                 json.dump({"owner": owner}, file)
@@ -193,7 +194,10 @@ class SnapshotFolder:
         return []
 
     def forget_others(self) -> None:
-        """Removes what earlier starts have left."""
+        """Removes what earlier starts have left; they are gone after the first time."""
+        if self._is_alone:
+            return
+        self._is_alone = True
         for start in self.path.glob(f"{_START}*"):
             if start != self._mine:
                 shutil.rmtree(start, ignore_errors=True)

@@ -169,7 +169,7 @@ class ObjectStore:
 
     def begin(self, about: bytes) -> None:
         """Writes run.json."""
-        self._upload(ABOUT, about)
+        self.upload(ABOUT, about)
 
     def steps(self) -> list[int]:
         """Those whose state.json is there."""
@@ -265,7 +265,8 @@ class ObjectStore:
             stream.close()
         return digests
 
-    def _upload(self, name: str, content: bytes) -> None:
+    def upload(self, name: str, content: bytes) -> None:
+        """Uploads a small object."""
         self.put(name, iter([[memoryview(content)]]))
 
     def remove(self, step: int) -> None:
@@ -311,4 +312,4 @@ class _NewObjects:
         return self._store.put(f"{self._place}/{name}", chunks)
 
     def commit(self, manifest: bytes) -> None:
-        self._store.put(f"{self._place}/{STATE}", iter([[memoryview(manifest)]]))
+        self._store.upload(f"{self._place}/{STATE}", manifest)

@@ -11,7 +11,6 @@ more than one copy ahead, and two slots a worker keep one state whole whenever a
 import mmap
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from enum import IntFlag
 from functools import partial
 
@@ -51,7 +50,7 @@ class PartSnapshots:
         self._slots: Slots | None = None
         self._preparing = BackgroundWriter(None)
         self._is_first = self._has_copy = self._all_have = False
-        self._has_prepared = self._has_forgotten = False
+        self._has_prepared = False
         self._beside_bytes = 0
         self._trouble = ""
         self.is_due = False
@@ -105,7 +104,7 @@ class PartSnapshots:
         if not self._has_prepared:
             self._has_prepared = True
             if (size := slot_bytes(contents)) > PREPARED_AT_ONCE_BYTES:
-                self._preparing.prepare(partial(_prepare, self._slots, size))
+                self._preparing.prepare(partial(self._slots.prepare, size))
                 return
         try:
             self._slots.take(step, contents)
@@ -118,9 +117,8 @@ class PartSnapshots:
 
     def _forget_others(self) -> None:
         """Those of earlier starts go, once there is a whole state of this one."""
-        if self._is_first and not self._has_forgotten and self._folder is not None:
+        if self._is_first and self._folder is not None:
             self._folder.forget_others()
-        self._has_forgotten = True
 
     def forget(self) -> None:
         """The run has gone back: what is here is of a time that counts no more."""
@@ -128,8 +126,3 @@ class PartSnapshots:
         if self._slots is not None:
             self._slots.clear()
             self._forget_others()
-
-
-def _prepare(slots: Slots, num_bytes: int) -> None:
-    with suppress(NoRoomError):  # the first copy meets it again, and says so
-        slots.prepare(num_bytes)

@@ -3,14 +3,16 @@
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from distrain.coordinator.observers import Ending, EpochRecord, skipped_text
 from distrain.coordinator.score_lines import INDENT, score_lines
+from distrain.coordinator.terminal import drawn_on, lasting
 from distrain.parallel.split import BatchPlan
 from distrain.step import StepResult
 
@@ -61,8 +63,12 @@ def summary_lines(
 class ProgressBar:
     """Epoch, step, loss, newest score, samples a second and time left, on one line."""
 
-    def __init__(self, console: Console) -> None:
-        """Draws on a terminal; the line is shortened for one under 80 columns."""
+    def __init__(self, console: Console, *, says: Callable[[str], None] | None = None) -> None:
+        """Draws on a terminal; the line is shortened for one under 80 columns.
+
+        `says` shows other lines, where that terminal is not standard output.
+        """
+        self._say = says or partial(console.print, highlight=False)
         wide = console.width >= 80
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -73,6 +79,8 @@ class ProgressBar:
             console=console,
             refresh_per_second=REFRESH_PER_S,
             expand=wide,
+            redirect_stdout=says is None,
+            redirect_stderr=says is None,
         )
         self._wide = wide
         self._task = TaskID(0)
@@ -91,7 +99,7 @@ class ProgressBar:
     def step(self, result: StepResult) -> None:
         """Moves the bar; a step that was skipped gets a line above it."""
         if text := skipped_text(result):
-            self._bar.console.print(text, highlight=False)
+            self._say(text)
         self._samples += result.totals.num_samples
         rate = self._samples / max(time.monotonic() - self._since, 1e-9)
         now = f"loss {result.totals.loss:.4f}"
@@ -115,7 +123,7 @@ class ProgressBar:
     def note(self, event: str, text: str, **fields: Any) -> None:  # noqa: ARG002 - for programs
         """A line above the bar; checkpoints that went well are no news."""
         if event not in _NO_NEWS:
-            self._bar.console.print(text, highlight=False)
+            self._say(text)
 
     def end(self, ending: Ending) -> None:  # noqa: ARG002 - an observer is told how it ended
         """Takes the bar away."""
@@ -169,6 +177,27 @@ class PlainLines:
 
 
 def progress_observer() -> ProgressBar | PlainLines:
-    """A bar where standard output is a terminal, plain lines elsewhere."""
-    console = Console(file=sys.stdout)
+    """A bar where standard output is a terminal, or goes to one; plain lines elsewhere."""
+    terminal = drawn_on()
+    if terminal is not None:
+        return ProgressBar(_Terminal(terminal), says=say)
+    console = Console(file=lasting(sys.stdout))
     return ProgressBar(console) if console.is_terminal else PlainLines()
+
+
+class _Terminal(Console):
+    """As wide as the terminal is now: rich asks the standard streams, which are pipes."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        super().__init__(file=lasting(os.fdopen(descriptor, "w", closefd=False)))
+
+    @property  # type: ignore[misc]  # rich's can be set, which nobody does here
+    def size(self) -> ConsoleDimensions:
+        if "COLUMNS" in os.environ:
+            return super().size
+        try:
+            columns, lines = os.get_terminal_size(self._descriptor)
+        except OSError:  # it was closed
+            columns, lines = 0, 0
+        return ConsoleDimensions(columns or 80, lines or 25)

@@ -14,6 +14,7 @@ LOCK = "lock"
 GENERATION = "generation"
 RESIZE = "resize.json"
 STACKS = "stacks"
+LOGS = "logs"
 
 RUNNING, DONE, STOPPED, FAILED = "running", "done", "stopped", "failed"
 

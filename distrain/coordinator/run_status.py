@@ -97,7 +97,9 @@ def read_status(folder: Path) -> RunStatus:
     """
     path = folder / STATUS
     if not path.is_file():
-        raise UsageError(f"there is no run in {folder}: it has no {STATUS}")
+        raise UsageError(
+            f"there is no run in {folder}: it has no {STATUS}; name a folder such as runs/digits"
+        )
     try:
         told = dict(json.loads(path.read_bytes()))
         state = str(told["state"])

@@ -38,11 +38,15 @@ class Slots:
         self.is_ready = False
 
     def prepare(self, num_bytes: int) -> None:
-        """Makes the slots; where the last one has no room, there are no snapshots during a write.
+        """Makes the slots before the first snapshot, which says so where there is no room.
 
-        Raises:
-            NoRoomError: there is too little memory for the least that is needed.
+        May be called in another thread meanwhile.
         """
+        with suppress(NoRoomError):
+            self._make(num_bytes)
+
+    def _make(self, num_bytes: int) -> None:
+        """Without room for the last one there are no snapshots during a write; raises for less."""
         while len(self._slots) < self._least:
             self._slots.append(Slot(self._allocate(len(self._slots), num_bytes)))
         with suppress(NoRoomError):
@@ -61,7 +65,7 @@ class Slots:
             NoRoomError: there is too little memory.
         """
         if not self.is_ready:
-            self.prepare(slot_bytes(contents))
+            self._make(slot_bytes(contents))
         needed = [read, self._newest] if self._keeps_newest else [read]
         number = next((n for n, slot in enumerate(self._slots) if slot not in needed), None)
         if number is None:

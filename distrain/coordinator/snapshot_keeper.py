@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from distrain.coordinator.checkpoint import CheckpointContents
@@ -41,7 +40,7 @@ class SnapshotKeeper:
         self._note, self._pace = note, Pace(every_steps)
         self.folder: SnapshotFolder | None = None
         self._slots: Slots | None = None
-        self._is_written = self._has_forgotten = False
+        self._is_written = False
         first = is_first_of_host(world)
         if path is not None and not self._pace.is_never:
             self.folder = SnapshotFolder(path)
@@ -82,8 +81,7 @@ class SnapshotKeeper:
     def prepare(self, num_bytes: int) -> None:
         """Gets memory for slots of this size; may be called in another thread meanwhile."""
         if self._slots is not None:
-            with suppress(NoRoomError):  # the first snapshot meets it again, and says so
-                self._slots.prepare(num_bytes)
+            self._slots.prepare(num_bytes)
 
     def is_due(self, step: int) -> bool:
         """Whether a restart should find the state after this step, which ends now."""
@@ -127,9 +125,8 @@ class SnapshotKeeper:
 
     def _forget_others(self) -> None:
         """There is a snapshot of this start: those of earlier ones go."""
-        if not self._has_forgotten and self.held is not None and not self._pace.is_never:
+        if self.held is not None and not self._pace.is_never:
             self.held.forget_others()
-        self._has_forgotten = True
 
     def forget(self) -> None:
         """The run has gone back: what is here is of a time that counts no more."""

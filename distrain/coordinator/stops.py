@@ -12,16 +12,16 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn, Protocol, Self
 
 from distrain.errors import ExitCode, exit_code_of
 
-WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""The signals that ask a run to save and end."""
+WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""The signals that ask a run to save and end; SIGHUP is that of a terminal that was closed."""
 
 RELAY = int(signal.SIGRTMIN) + 5
 """Another worker was asked: it will say so with its next step, unless none ends in time."""
@@ -117,6 +117,12 @@ def time_left(max_time_s: float | None, environment: Mapping[str, str], now: flo
     return max_time_s - max(0.0, now - began)
 
 
+def heeded(numbers: Iterable[int]) -> list[int]:
+    """These signals; without SIGHUP where it is ignored, as for what `nohup` has started."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in numbers if not (ignored and number == signal.SIGHUP)]
+
+
 class StopWatch:
     """Watches for signals and the time limit while a run goes on; a context manager.
 
@@ -144,7 +150,7 @@ class StopWatch:
         self._handled = False
         self._interrupts = self._interrupts_noted = 0
         self._saving = threading.Lock()
-        self._stack = ExitStack()
+        self._stack, self._handlers = ExitStack(), ExitStack()
         self._ear, self._mouth = socket.socketpair()
 
     def handled(self) -> None:
@@ -160,11 +166,12 @@ class StopWatch:
         self._ear.setblocking(False)
         self._mouth.setblocking(False)
         if self._signals and threading.current_thread() is threading.main_thread():
-            before = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
-            self._stack.callback(signal.set_wakeup_fd, before)
-            handed_on = {*self._signals, RELAY, RESIZE}
+            woken = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+            self._stack.callback(signal.set_wakeup_fd, woken)
+            handed_on = heeded({*self._signals, RELAY, RESIZE})
             for number in handed_on:
-                self._stack.callback(signal.signal, number, signal.signal(number, self._noted))
+                before = signal.signal(number, self._noted)
+                self._handlers.callback(signal.signal, number, before)
             # The launcher's workers begin with these blocked: what has come meanwhile comes now.
             mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, handed_on)
             self._stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
@@ -185,11 +192,17 @@ class StopWatch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Gives the signals back to whom they belonged before."""
+        """Gives the signals back to whom they belonged before; where an error ends the run, later.
+
+        Who has started it may ask a worker to end that is about to: torchrun does, where another
+        has failed. What ends the run is to be noted first; `handlers_as_before` does the rest.
+        """
         try:
             self.handled()
         finally:
             self._stack.close()
+            if kind is None or issubclass(kind, SystemExit | KeyboardInterrupt):
+                self._handlers.close()
             self._ear.close()
             self._mouth.close()
 
@@ -240,6 +253,20 @@ class StopWatch:
                 # The other signal comes from the launcher, to all its workers.
                 for launch in () if self._handled or asked == RESIZE else _launch:
                     launch.asked()
+
+
+@contextmanager
+def handlers_as_before() -> Iterator[None]:
+    """After the block signals are answered as before it, whatever a `StopWatch` in it has left."""
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = (*WATCHED, RELAY, RESIZE) if is_main else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # one of C's can't be set from here
+                signal.signal(number, handler)
 
 
 class Launch(Protocol):

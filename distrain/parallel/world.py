@@ -20,6 +20,7 @@ from distrain.parallel.marked_communicator import MarkedCommunicator
 _LAST_TURN_S = 0.05
 
 _RENDEZVOUS = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_INTERFACE, _NO_INTERFACE = "GLOO_SOCKET_IFNAME", "Unable to find address for: "
 _HOROVOD_SIZE = "HOROVOD_SIZE"
 
 _shut_down: list[Callable[[], None]] = []
@@ -87,7 +88,15 @@ def join(backend: Backend = "torch", timeout_s: float = ParallelConfig.timeout_s
                 f"`distrain launch --workers {size} SCRIPT` or torchrun, or unset WORLD_SIZE"
             )
         limit = timedelta(seconds=timeout_s)
-        distributed.init_process_group(_backend(), init_method="env://", timeout=limit)
+        try:
+            distributed.init_process_group(_backend(), init_method="env://", timeout=limit)
+        except RuntimeError as error:
+            if _NO_INTERFACE not in str(error):
+                raise
+            raise UsageError(
+                f"{_INTERFACE} is {os.environ.get(_INTERFACE)}, and this machine has no such "
+                "network interface, or it has no address: give one that `ip address` shows"
+            ) from error
         atexit.register(leave)
         _joined.append(True)
     device = _device(int(os.environ.get("LOCAL_RANK", "0")))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import reduction
+from benchmarks import affinity, reduction
 from tests.benchmarks.test_benchmarks import assert_conditions_are_stated, run
 
 OF_GLOO = {"distrain", "whole", "all_gather", "shares", "all_reduce"}
@@ -35,6 +35,23 @@ def test_reduction_reports_each_transports_time_and_bytes(tmp_path: Path) -> Non
     assert sent["whole"] == sent["all_gather"] == 2 * 2 * 0.8
     assert sent["shares"] == sent["distrain"] == pytest.approx((2 * 2 + 2) * 0.8 / 3, abs=1e-3)
     assert sent["all_reduce"] == pytest.approx(2 * 2 * 0.8 / 3, abs=1e-3)
+
+
+def test_affinity_reports_the_ratio_of_pinned_workers_to_free_ones(tmp_path: Path) -> None:
+    found = run(tmp_path, "affinity", "--rounds", 1, "--epochs", 1)
+    assert found["pinned_to_free"]["n"] == 1
+    assert all(found["samples_per_s"][name] > 0 for name in ("free", "pinned"))
+    assert_conditions_are_stated(found)
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "shares"),
+    [([0, 1], 2, [{0}, {1}]), ([4, 5, 6], 2, [{4}, {5, 6}]), ([0, 1], 3, [{0}, {1}, {0}])],
+)
+def test_each_worker_has_its_share_of_the_cores(
+    cores: list[int], workers: int, shares: list[set[int]]
+) -> None:
+    assert [affinity.share(cores, rank, workers) for rank in range(workers)] == shares
 
 
 @pytest.mark.horovod

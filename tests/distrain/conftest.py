@@ -1,9 +1,12 @@
-"""Scripts on workers."""
+"""Scripts on workers, and the folder of a run as the coordinator finds it."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from distrain.coordinator.run_folder import RunFolder
 from tests.alone import distrain_alone
 from tests.conftest import PROGRAMS, Completed
 
@@ -18,3 +21,13 @@ def run_program(distrain: Callable[..., Completed]) -> Callable[..., None]:
         assert done.returncode == 0, done.stdout + done.stderr
 
     return run
+
+
+@pytest.fixture
+def logged_run(tmp_path: Path) -> Iterator[RunFolder]:
+    """A run's folder, whose log tells of 9 steps; there is no checkpoint."""
+    with RunFolder(tmp_path / "run", {"seed": 1}, fresh=False) as folder:
+        folder.begin({}, {"world_size": 1}, 1, 9, goes_on=False)
+        steps = [json.dumps({"event": "step", "step": step}) + "\n" for step in range(1, 10)]
+        (folder.path / "events.jsonl").write_text("".join(steps))
+        yield folder

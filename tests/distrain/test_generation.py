@@ -15,7 +15,13 @@ from data_pipeline.errors import StorageError
 from distrain.coordinator.checkpoint import CheckpointContents, newest_checkpoint
 from distrain.coordinator.checkpointing import Checkpoint, CheckpointKeeper
 from distrain.coordinator.folder_store import FolderStore
-from distrain.coordinator.generation import Generation, mark_in
+from distrain.coordinator.generation import (
+    HAS_STEPPED,
+    LAUNCH,
+    Generation,
+    mark_in,
+    refuse_stranger,
+)
 from distrain.coordinator.run_layout import GENERATION, steps_in
 from distrain.coordinator.run_state import RunState
 from distrain.errors import ConfigError
@@ -196,3 +202,23 @@ def test_a_keeper_with_a_damaged_mark_leaves_all_as_it_is(tmp_path: Path) -> Non
         with pytest.raises((ConfigError, StorageError)):
             write(keeper, 3)
     assert bytes_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("made_by", "is_refused"), [("ours", False), ("before", False), ("another", True), (None, True)]
+)
+def test_a_run_that_has_stepped_goes_on_only_where_it_or_a_launch_before_has_been(
+    made_by: str | None, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if made_by is not None:
+        monkeypatch.setenv(LAUNCH, made_by)
+        Generation(tmp_path)
+    monkeypatch.setenv(LAUNCH, "ours")
+    refuse_stranger(tmp_path)  # of a run that has done no step there is nothing to be lost
+    # Machines that were in other launches of it have met again in this one.
+    monkeypatch.setenv(HAS_STEPPED, "before|long before")
+    if not is_refused:
+        refuse_stranger(tmp_path)
+        return
+    with pytest.raises(ConfigError, match=r"put run\.dir on a disk that all machines share"):
+        refuse_stranger(tmp_path)

@@ -175,6 +175,23 @@ def test_a_file_that_is_not_there_is_a_wrong_command_line(tmp_path: Path, name: 
         read_job(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("\x1b[31mred.toml", r"there is no job file '.*\\x1b\[31mred.toml'"),
+        ("a\0b.toml", r"there is no job file '.*a\\x00b.toml'"),
+        ("a" * 300 + ".toml", r"the job file .* can't be read: File name too long"),
+    ],
+)
+def test_a_hostile_name_of_a_file_is_told_in_plain_signs(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    with pytest.raises(UsageError, match=said) as refused:
+        read_job(tmp_path / name)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 400
+
+
 @pytest.mark.parametrize("content", [b"[data\n", b"a = \n", b"a = 1\na = 2\n", b"\xff\xfe"])
 def test_what_is_no_toml_is_refused_with_the_path(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.toml"

@@ -5,7 +5,7 @@ What deaths do to them is in tests/faults/test_sharded_snapshots.py.
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,17 +151,6 @@ def copies(folder: SnapshotFolder, start: str, rank: int, num_parts: int, *steps
 RUN_ID = "7a"
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[RunFolder]:
-    """A run's folder, with a checkpoint of step 4, and a log that tells of 9 steps."""
-    with RunFolder(tmp_path / "run", {"seed": 1}, fresh=False) as folder:
-        folder.begin({}, {"world_size": 1}, 1, 9, goes_on=False)
-        steps = [json.dumps({"event": "step", "step": step}) + "\n" for step in range(1, 10)]
-        (folder.path / "events.jsonl").write_text("".join(steps))
-        write_checkpoint(FolderStore(folder.path / "checkpoints"), 4, some_contents(4))
-        yield folder
-
-
 @dataclass(frozen=True)
 class Left:
     """A worker of an earlier start, by its rank, and the steps of its copies."""
@@ -189,13 +178,15 @@ class Left:
 )
 def test_the_newest_step_counts_that_all_parts_are_there_of(
     tmp_path: Path,
-    run: RunFolder,
+    logged_run: RunFolder,
     monkeypatch: pytest.MonkeyPatch,
     left: list[list[Left]],
     step: int,
     from_memory: bool,
 ) -> None:
     monkeypatch.setattr(RunFolder, "run_id", RUN_ID)
+    store = FolderStore(logged_run.path / "checkpoints")
+    write_checkpoint(store, 4, some_contents(4))
     hosts = []
     for number, own in enumerate(left):
         (tmp_path / str(number)).mkdir()
@@ -205,10 +196,8 @@ def test_the_newest_step_counts_that_all_parts_are_there_of(
         hosts.append(folder)
 
     def work(world: World) -> Found:
-        first, store = (
-            (run, FolderStore(run.path / "checkpoints")) if world.rank == 0 else (None, None)
-        )
-        return newest_state(first, store, hosts[world.rank], world)
+        folder, kept = (logged_run, store) if world.rank == 0 else (None, None)
+        return newest_state(folder, kept, hosts[world.rank], world)
 
     for found in outcomes(len(hosts), work):
         assert isinstance(found, Found)

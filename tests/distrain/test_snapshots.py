@@ -1,12 +1,11 @@
 """Snapshots in the host's shared memory: whole or none, of this run alone, gone with its end."""
 
-import json
 import mmap
 import os
 import random
 import secrets
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -252,16 +251,6 @@ class Host:
     snapshots: SnapshotFolder | None
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[RunFolder]:
-    """A run's folder, whose log tells of 9 steps."""
-    with RunFolder(tmp_path / "run", {"seed": 1}, fresh=False) as folder:
-        folder.begin({}, {"world_size": 1}, 1, 9, goes_on=False)
-        steps = [json.dumps({"event": "step", "step": step}) + "\n" for step in range(1, 10)]
-        (folder.path / "events.jsonl").write_text("".join(steps))
-        yield folder
-
-
 def found_by(hosts: list[Host]) -> list[Found | BaseException]:
     def work(world: World) -> Found:
         host = hosts[world.rank]
@@ -290,11 +279,15 @@ def host_with(root: Path, run_id: str, *steps: int) -> SnapshotFolder:
     ],
 )
 def test_the_newest_state_comes_to_rank_0_wherever_it_is(
-    tmp_path: Path, run: RunFolder, steps: list[tuple[int, ...]], newest: int, from_memory: bool
+    tmp_path: Path,
+    logged_run: RunFolder,
+    steps: list[tuple[int, ...]],
+    newest: int,
+    from_memory: bool,
 ) -> None:
-    write_checkpoint(FolderStore(run.path / "checkpoints"), 4, some_contents(4))
+    write_checkpoint(FolderStore(logged_run.path / "checkpoints"), 4, some_contents(4))
     hosts = [
-        Host(run if n == 0 else None, host_with(tmp_path / str(n), run.run_id, *own))
+        Host(logged_run if n == 0 else None, host_with(tmp_path / str(n), logged_run.run_id, *own))
         for n, own in enumerate(steps)
     ]
     first, *others = found_by(hosts)
@@ -308,30 +301,32 @@ def test_the_newest_state_comes_to_rank_0_wherever_it_is(
 
 
 def test_a_snapshot_stands_in_for_checkpoints_that_are_damaged(
-    tmp_path: Path, run: RunFolder
+    tmp_path: Path, logged_run: RunFolder
 ) -> None:
-    write_checkpoint(FolderStore(run.path / "checkpoints"), 8, some_contents(8))
-    (run.path / "checkpoints" / folder_name(8) / "state.json").write_text("{}")
-    (found,) = found_by([Host(run, host_with(tmp_path / "0", run.run_id, 6, 7))])
+    write_checkpoint(FolderStore(logged_run.path / "checkpoints"), 8, some_contents(8))
+    (logged_run.path / "checkpoints" / folder_name(8) / "state.json").write_text("{}")
+    (found,) = found_by([Host(logged_run, host_with(tmp_path / "0", logged_run.run_id, 6, 7))])
     assert isinstance(found, Found)
     assert (found.step, found.is_from_memory) == (7, True)
     assert "state.json" in found.damaged[0]
-    write_checkpoint(FolderStore(run.path / "checkpoints"), 8, some_contents(8))
-    (run.path / "checkpoints" / folder_name(8) / "state.json").write_text("{}")
-    (failed,) = found_by([Host(run, None)])
+    write_checkpoint(FolderStore(logged_run.path / "checkpoints"), 8, some_contents(8))
+    (logged_run.path / "checkpoints" / folder_name(8) / "state.json").write_text("{}")
+    (failed,) = found_by([Host(logged_run, None)])
     assert isinstance(failed, StorageError)
 
 
-def test_a_run_that_begins_anew_in_a_folder_is_another_one(tmp_path: Path, run: RunFolder) -> None:
-    before = run.run_id
+def test_a_run_that_begins_anew_in_a_folder_is_another_one(
+    tmp_path: Path, logged_run: RunFolder
+) -> None:
+    before = logged_run.run_id
     assert len(before) == 32
-    run.begin({}, {"world_size": 1}, 1, 9, goes_on=True)
-    run.write_status(RUNNING)
-    assert run.run_id == before
+    logged_run.begin({}, {"world_size": 1}, 1, 9, goes_on=True)
+    logged_run.write_status(RUNNING)
+    assert logged_run.run_id == before
     snapshots = host_with(tmp_path / "0", before, 6, 7)
-    run.begin({}, {"world_size": 1}, 1, 9, goes_on=False)
-    assert run.run_id != before
-    (found,) = found_by([Host(run, snapshots)])
+    logged_run.begin({}, {"world_size": 1}, 1, 9, goes_on=False)
+    assert logged_run.run_id != before
+    (found,) = found_by([Host(logged_run, snapshots)])
     assert found == Found(0, None, is_from_memory=False)
 
 

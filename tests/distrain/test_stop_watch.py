@@ -27,6 +27,7 @@ from distrain.coordinator.stops import (
     StoppedError,
     StopWatch,
     answer_to,
+    handlers_as_before,
     reason_of,
     time_left,
 )
@@ -270,6 +271,15 @@ def test_a_signal_that_waited_while_it_was_blocked_is_taken_up(number: signal.Si
     assert number not in signal.sigpending()
 
 
+def test_a_closed_terminal_is_nothing_to_who_was_started_by_nohup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with watch() as stops:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert comes_true(lambda: stops.flag == signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
 def test_the_time_limit_raises_a_flag_of_its_own() -> None:
     began = time.monotonic()
     with watch(max_time_s=0.3) as stops:
@@ -338,7 +348,9 @@ def test_in_another_thread_the_time_limit_is_watched_and_no_signal() -> None:
 
     def work() -> None:
         with watch(max_time_s=0.2) as stops:
-            found.append([signal.getsignal(number) for number in WATCHED] == list(before[:3]))
+            found.append(
+                [signal.getsignal(number) for number in WATCHED] == list(before[: len(WATCHED)])
+            )
             found.append(comes_true(lambda: stops.flag == TIME_LIMIT))
 
     thread = threading.Thread(target=work)
@@ -419,3 +431,21 @@ def test_a_relayed_ask_raises_no_flag_and_has_the_last_step_saved() -> None:
         os.kill(os.getpid(), RELAY)
         assert comes_true(lambda: saved == ["a signal to another worker"])
         assert stops.flag == 0
+
+
+def test_who_is_about_to_end_by_an_error_is_not_ended_before_it_is_noted() -> None:
+    """As torchrun does to all workers when one has failed: SIGTERM would end this process here."""
+    before = signals_as_they_are()
+    with handlers_as_before():
+        with suppress(ValueError), watch():
+            raise ValueError("planted")
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals_as_they_are() != before
+    assert signals_as_they_are() == before
+
+
+def test_a_run_that_ends_well_or_stops_gives_signals_back_at_once() -> None:
+    before = signals_as_they_are()
+    with suppress(StoppedError), watch():
+        raise StoppedError("SIGTERM")
+    assert signals_as_they_are() == before

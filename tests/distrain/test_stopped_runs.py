@@ -23,7 +23,7 @@ from distrain.coordinator.stops import WATCHED, InterruptedAgainError, StoppedEr
 from distrain.errors import ConfigError
 from distrain.micro_batch import Columns, MicroBatchResult
 from distrain.parallel.replicas import weights_digest
-from tests.conftest import Completed, clean_environment
+from tests.conftest import TIMEOUT_S, Completed, clean_environment
 from tests.run_folders import status, told
 
 STEPS_PER_EPOCH, EPOCHS, CHUNKS = 6, 3, 3
@@ -273,7 +273,7 @@ def run(model, columns):
     # The first or the fourth step's second micro-batch.
     if calls == {"go": -1, "hang first": 2}.get(what, 3 * 4 + 2):
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(60)
+        time.sleep(10_000)
     return torch.nn.functional.mse_loss(outputs, columns["y"], reduction="sum"), 8, None
 
 draw = np.random.default_rng(0)
@@ -298,7 +298,7 @@ def program(tmp_path: Path, *arguments: object) -> Completed:
         env=clean_environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=TIMEOUT_S,
         check=False,
     )
 
@@ -312,10 +312,8 @@ def test_a_run_that_saves_nothing_leaves_signals_to_do_what_they_always_do(
 
 
 def test_a_step_that_never_ends_is_given_up_and_the_one_before_it_saved(tmp_path: Path) -> None:
-    began = time.monotonic()
     ended = program(tmp_path, "hang", tmp_path / "run")
     assert ended.returncode == 75, ended.stderr
-    assert time.monotonic() - began < 30
     assert "Traceback" not in ended.stderr
     assert_stopped(tmp_path / "run", "SIGTERM", 3)
     gone_on = program(tmp_path, "go", tmp_path / "run", tmp_path / "unbroken")

@@ -1,12 +1,13 @@
 """The link between two machines is cut, for a while and for good: the weights are the same."""
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.hosts import ADDRESSES, Hosts, linked_hosts, why_not
+from tests.hosts import Hosts, connected_hosts, why_not
 from tests.run_folders import last_step, named, status
 from tests.started import (
     Started,
@@ -16,23 +17,24 @@ from tests.started import (
     unbroken_faulty,
 )
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"no network namespaces here: {why_not()}")
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"no hosts can be had: {why_not()}")
 
 # Steps are slow, so that none of it ends before its time; the rest is done at once in the end.
 JOB = ("--training.epochs", 60)
-PLACE = f"{ADDRESSES[0]}:29400"
+PLACE = f"{Hosts.address(0)}:29400"
 WHILE_S = 1.0
 NOTICED_S = 30.0
+JOIN_S = 4
 
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
-    with linked_hosts() as hosts:
+    with connected_hosts(2) as hosts:
         yield hosts
 
 
 def node(hosts: Hosts, host: int, digits: Path, folder: Path) -> Started:
-    more = ("--nodes", "1:2", "--rendezvous", PLACE)
+    more = ("--nodes", "1:2", "--rendezvous", PLACE, "--join-timeout", JOIN_S)
     return train_faulty(digits, folder, 1, *JOB, *more, within=hosts.on(host), STEP_S="0.1")
 
 
@@ -51,9 +53,9 @@ def test_a_link_that_is_cut_for_a_while_costs_that_while_alone(
         for _ in range(2):
             goal = last_step(folder) + moments.randint(1, 10)
             first.until(lambda: last_step(folder) > goal)  # noqa: B023 - it is called here
-            hosts.cut()
+            hosts.cut(1)
             time.sleep(WHILE_S)
-            hosts.mend()
+            hosts.mend(1)
         goal = last_step(folder) + 3
         first.until(lambda: last_step(folder) > goal)
         assert status(folder)["starts"] == starts
@@ -70,10 +72,12 @@ def test_where_a_link_is_cut_for_good_one_side_goes_on_and_the_other_ends(
     with node(hosts, 0, digits, folder) as first, node(hosts, 1, digits, folder) as second:
         until_both(first, folder)
         resumed = len(named(folder, "resume"))
-        hosts.cut()
+        hosts.cut(1)
         began = time.monotonic()
         assert second.ends() == 69, second.said
-        assert f"the rendezvous at {PLACE} is lost, or can't be reached" in second.said
+        # Which of these depends on whether the kernel's or our own time limit is over first.
+        gone = rf"nobody keeps .* at {PLACE} \((no answer|No route to host)\), tried for {JOIN_S} s"
+        assert re.search(gone, second.said), second.said
         assert time.monotonic() - began < NOTICED_S
         first.until(lambda: len(named(folder, "resume")) > resumed)
         assert "or it is lost (it has said nothing for 5 s)" in first.said

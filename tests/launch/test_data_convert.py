@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from launch.main import main
-from tests.conftest import ROOT, Completed, clean_environment
+from tests.conftest import ROOT, TIMEOUT_S, Completed, clean_environment
 from tests.distrain.test_full_disk import fill, make_room, small_disk
 from tests.folders import hashes
 
@@ -122,7 +122,7 @@ def test_ctrl_c_keeps_the_work_and_says_so(
         wait_for(partial / "staged" / "00000003.json", process)
         children = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 75, stderr
     assert stderr == (
         f"distrain: stopped; what is finished is kept in {partial}: run the same command again to "
@@ -149,7 +149,7 @@ def test_a_killed_worker_is_69_and_the_work_is_kept(
         ]
         assert workers
         workers[0].kill()
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 69, stderr
     assert "a worker process was lost" in stderr
     with start(table, folder, *OPTIONS, "--workers", 2) as process:

@@ -20,9 +20,12 @@ from tests.started import (
     unbroken,
 )
 
-KILLS, MOST_STEPS_BETWEEN = 10, 20
+KILLS, MOST_STEPS_BETWEEN, CHECKPOINT_EVERY = 10, 20, 5
 # Enough steps that no run ends before its last kill; how the weights go depends on none of this.
-LONG = ("--training.epochs", 50, "--early-stopping.patience", 50, "--checkpoint.every-steps", 5)
+LONG = (
+    *("--training.epochs", 50, "--early-stopping.patience", 50),
+    *("--checkpoint.every-steps", CHECKPOINT_EVERY),
+)
 NOTICED_S, GONE_S = 1.0, 2.0
 
 
@@ -66,9 +69,16 @@ def test_ten_killed_workers_cost_ten_restarts_and_no_bit(digits: Path, tmp_path:
     ]
     again = [event["steps_again"] for event in named(folder, "resume")]
     assert all(steps >= 0 for steps in again)
+    # Of a checkpoint and a snapshot of the same step, the checkpoint is taken.
+    sources = [event["source"] for event in named(folder, "resume")]
+    assert all(
+        source == "memory" or step % CHECKPOINT_EVERY == 0
+        for source, step in zip(sources, resumed, strict=True)
+    )
     life = [text for _, text in read_status(folder).life]
     assert life[-3].endswith("was killed by SIGKILL")
-    assert life[-2].startswith(f"going on after step {resumed[-1]}, from memory")
+    whence = ", from memory" if sources[-1] == "memory" else ""
+    assert life[-2].startswith(f"going on after step {resumed[-1]}{whence}")
     assert life[-1] == "finished"
 
 
@@ -92,20 +102,35 @@ def test_fresh_moves_the_old_run_aside_once_whenever_a_worker_dies(
     assert resumed["step"] >= 10
 
 
-def test_a_killed_launcher_leaves_no_process_whenever_it_is_killed(tmp_path: Path) -> None:
+def test_a_killed_launcher_leaves_no_process_whenever_it_is_killed_of_twenty_times(
+    digits: Path, tmp_path: Path
+) -> None:
+    """Workers, the process that they are forked from, Python's tracker: of scripts and of jobs."""
     moments = random_moments()
     # As soon as there is another process, while the workers start, and after.
-    delays_s = [0.0, *(moments.uniform(0.0, 0.1 * 1.6**number) for number in range(9))]
+    delays_s = [0.0, *(moments.uniform(0.0, 0.1 * 1.26**number) for number in range(19))]
     with ThreadPoolExecutor(2) as pool:
-        tries = [pool.submit(left_alive, tmp_path / f"{delay_s}", delay_s) for delay_s in delays_s]
+        tries = [
+            pool.submit(left_alive, tmp_path / f"{delay_s}", delay_s, digits if at % 2 else None)
+            for at, delay_s in enumerate(delays_s)
+        ]
     left = {delay_s: done.result() for delay_s, done in zip(delays_s, tries, strict=True)}
-    assert not any(left.values()), f"workers left, by seconds from the first one's start: {left}"
+    assert not any(left.values()), f"processes left, by seconds from the first's start: {left}"
 
 
-def left_alive(up: Path, delay_s: float) -> int:
-    """How many processes outlive a launcher that is killed so long after it has begun others."""
-    arguments = ("launch", "--workers", 2, PROGRAMS / "failing.py", "wait", up)
-    with Started(*arguments, environment={"DISTRAIN_TEST_MARK": str(up)}) as launcher:
+def left_alive(up: Path, delay_s: float, digits: Path | None) -> int:
+    """How many processes outlive a launcher that is killed so long after it has begun others.
+
+    It trains on the digits, or its workers wait for each other.
+    """
+    mark = {"DISTRAIN_TEST_MARK": str(up)}
+    if digits is None:
+        program = (PROGRAMS / "failing.py", "wait", up)
+        started = Started("launch", "--workers", 2, *program, environment=mark)
+    else:
+        up.mkdir()
+        started = train_faulty(digits, up / "run", 2, "--training.epochs", 500, **mark)
+    with started as launcher:
         launcher.until(lambda: len(marked(str(up))) >= 2)
         time.sleep(delay_s)
         launcher.process.kill()

@@ -99,6 +99,9 @@ def test_69_for_a_worker_that_is_lost_more_often_than_restarts_were_granted(
     assert (said["state"], said["exit_code"]) == ("failed", 69)
     assert said["reason"] == "worker 1 was killed by SIGKILL"
     assert builds(calls) == 2
+    logs = {path.name: path.read_text() for path in (folder / "logs").iterdir()}
+    assert set(logs) == {"start-0001-rank-0.log", "start-0002-rank-0.log"}, "rank 1 wrote nothing"
+    assert all("2 micro-batches of 128" in log for log in logs.values())
     assert to_end_faulty(digits, folder) == unbroken_faulty(digits)
 
 
@@ -154,6 +157,7 @@ def test_78_for_another_jobs_folder_which_a_worker_finds_and_nobody_tries_again(
 ) -> None:
     folder, calls = tmp_path / "run", tmp_path / "calls"
     before = to_end_faulty(digits, folder, *SHORT), status(folder)
+    files = sorted(folder.rglob("*"))
     other = (*SHORT, "--run.seed", 1)
     with train_faulty(digits, folder, 2, *other, CALLS=str(calls)) as run:
         assert run.ends() == 78, run.said
@@ -161,3 +165,4 @@ def test_78_for_another_jobs_folder_which_a_worker_finds_and_nobody_tries_again(
     assert "restart" not in run.said
     assert builds(calls) == 1
     assert (outcome(folder), status(folder)) == before
+    assert sorted(folder.rglob("*")) == files

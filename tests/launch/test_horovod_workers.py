@@ -83,6 +83,20 @@ def test_70_for_a_model_that_raises(digits: Path, tmp_path: Path) -> None:
     assert (status(folder)["state"], status(folder)["exit_code"]) == ("failed", 70)
 
 
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [(64, "distrain.errors.UsageError"), (74, "data_pipeline.errors.StorageError")],
+)
+def test_64_and_74_for_what_a_worker_says_is_so(tmp_path: Path, code: int, error: str) -> None:
+    module, _, name = error.rpartition(".")
+    script = tmp_path / "script.py"
+    script.write_text(f"from {module} import {name}\nraise {name}('planted')\n")
+    options = ("--workers", 2, "--backend", "horovod", "--max-restarts", 1)
+    with Started("launch", *options, script, cwd=tmp_path) as run:
+        assert run.ends() == code, run.said
+    assert run.said in ("distrain: planted", "distrain (rank 1): planted")
+
+
 def test_69_for_a_worker_that_ends_early(tmp_path: Path) -> None:
     program = (PROGRAMS / "failing.py", "end", 1, "horovod")
     arguments = ("launch", "--workers", 2, "--backend", "horovod", *program)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launch.plan_command import plan_lines
+from launch.commands.plan_command import plan_lines
 from tests.conftest import ROOT, Completed
 
 Run = Callable[..., Completed]

@@ -15,7 +15,7 @@ from data_pipeline.manifest import Column
 from data_pipeline.ragged import Ragged
 from data_pipeline.writer import write_dataset
 from distrain.errors import ConfigError, UsageError
-from launch.preview_command import add_preview, run, transform_arguments
+from launch.commands.preview_command import add_preview, run_preview, transform_arguments
 from tests.conftest import ROOT
 
 JOB = ROOT / "examples" / "digits.toml"
@@ -24,7 +24,7 @@ JOB = ROOT / "examples" / "digits.toml"
 def preview(*arguments: object) -> None:
     parser = argparse.ArgumentParser()
     add_preview(parser.add_subparsers(dest="action"))
-    run(*parser.parse_known_args(["preview", *map(str, arguments)]))
+    run_preview(*parser.parse_known_args(["preview", *map(str, arguments)]))
 
 
 def test_without_a_job_samples_are_shown_as_stored_and_it_says_so(

@@ -5,13 +5,16 @@ import pickle
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
-from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _NodeDesc, _RendezvousState
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _RendezvousState
 
-from launch.rendezvous_state import JsonBackend, StoreLink
+from launch.machines.rendezvous_state import JsonBackend, Node
+from launch.machines.store_link import StoreLink, within
 
-MINE, OTHERS = _NodeDesc("10.0.0.1", 7, 0), _NodeDesc("10.0.0.2", 8, 0)
+MINE, OTHERS = Node("10.0.0.1", 7, 0, 1), Node("10.0.0.2", 8, 0)
 
 
 def backend(store: HashStore) -> JsonBackend:
@@ -29,7 +32,7 @@ def state_of(now: datetime) -> _RendezvousState:
     state = _RendezvousState()
     state.round, state.complete = 3, True
     state.participants = {MINE: 0, OTHERS: 1}
-    state.redundancy_list = {_NodeDesc("10.0.0.3", 9, 0)}
+    state.redundancy_list = {Node("10.0.0.3", 9, 0, 0)}
     state.last_heartbeats = {MINE: now}
     return state
 
@@ -89,3 +92,24 @@ def test_a_store_that_does_not_answer_is_lost_for_good() -> None:
         link.call(lambda store: store.wait(["never"], timedelta(seconds=0.2)))
     with pytest.raises(RendezvousConnectionError, match="any more"):
         link.call(lambda store: store.check(["any"]))
+
+
+def test_what_takes_too_long_is_left_to_itself() -> None:
+    waits = HashStore()
+    with pytest.raises(TimeoutError):
+        within(0.05, lambda: waits.wait(["never"], timedelta(seconds=0.2)))
+    assert within(5.0, lambda: waits.add("here", 1)) == 1
+
+
+@given(order=st.permutations(range(5)))
+def test_machines_stand_by_node_rank_and_those_without_one_by_address_behind_them(
+    order: list[int],
+) -> None:
+    sorted_ones = [
+        Node("10.0.0.9", 7, 0, 0),
+        Node("10.0.0.1", 7, 1, 2),
+        Node("10.0.0.2", 7, 0, 2),
+        Node("10.0.0.1", 9, 0),
+        Node("10.0.0.3", 1, 0),
+    ]
+    assert sorted(sorted_ones[at] for at in order) == sorted_ones

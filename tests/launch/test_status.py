@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from distrain.coordinator.run_status import read_status
-from launch.status_command import duration
+from launch.readable import duration
 from tests.alone import distrain_alone
 from tests.conftest import ROOT, Completed
 

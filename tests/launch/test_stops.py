@@ -1,14 +1,20 @@
 """Runs that are asked to stop: they save, exit with 75, and go on to the same bits."""
 
+import os
+import pty
 import signal
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import clean_environment
 from tests.run_folders import last_step, named, outcome, status
 from tests.started import (
     FAULTY_STEPS,
+    LIMIT_S,
     STOPPED,
     expect_stopped,
     has_line,
@@ -20,6 +26,7 @@ from tests.started import (
     unbroken,
     unbroken_faulty,
 )
+from tests.started import JOB as JOB_FILE
 
 JOB = ("--training.epochs", 12, "--checkpoint.every-steps", 10)
 GRACE_S = 8.0
@@ -56,6 +63,35 @@ def test_a_signal_to_any_worker_stops_all_of_them(digits: Path, tmp_path: Path) 
         stopped_at.append(last_step(folder))
     assert to_end(digits, folder, *JOB) == unbroken(digits, *JOB)
     assert [event["step"] for event in named(folder, "resume")] == stopped_at
+
+
+@pytest.mark.parametrize(
+    ("workers", "is_kept", "state", "code"), [(2, False, "stopped", 75), (1, True, "done", 0)]
+)
+def test_a_run_whose_terminal_is_closed_has_saved_or_goes_on_where_it_is_to_be_kept(
+    digits: Path, tmp_path: Path, *, workers: int, is_kept: bool, state: str, code: int
+) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "launch.main", "train", JOB_FILE, "--workers", workers]
+    command += ["--data.path", digits, "--run.dir", folder]
+    command += ["--training.epochs", 20 if is_kept else 500]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        if is_kept:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as a shell's `disown` does
+        os.execve(sys.executable, [str(word) for word in command], clean_environment())
+    os.set_blocking(terminal, False)
+    end = time.monotonic() + LIMIT_S
+    while last_step(folder) < 3:
+        assert time.monotonic() < end
+        with suppress(BlockingIOError):
+            os.read(terminal, 1 << 16)
+        time.sleep(0.01)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
+    said = status(folder)
+    assert (said["state"], said["step"]) == (state, last_step(folder))
+    assert said["reason"] == ("finished" if is_kept else "stopped by SIGHUP")
 
 
 def test_a_signal_while_the_workers_start_stops_the_run_without_a_traceback(

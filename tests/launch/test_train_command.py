@@ -14,8 +14,9 @@ import pytest
 
 from distrain.errors import ConfigError
 from launch import local
+from launch.horovod import rules
 from tests.alone import distrain_alone
-from tests.conftest import ROOT, Completed, clean_environment
+from tests.conftest import ROOT, TIMEOUT_S, Completed, clean_environment
 
 Run = Callable[..., Completed]
 
@@ -78,7 +79,10 @@ def test_a_run_goes_on_where_nobody_reads_its_lines_any_more(digits: Path, tmp_p
     ("arguments", "code", "message"),
     [
         (["gone.toml"], 64, "there is no job file gone.toml"),
-        ([], 64, "train needs a job file"),
+        ([], 64, "the following arguments are required: JOB"),
+        (["script.py"], 64, "script.py is a script: `distrain launch script.py` runs it"),
+        ([JOB, "--worker", "2"], 64, "unknown option --worker: did you mean --workers?"),
+        ([JOB, "--fres"], 64, "unknown option --fres: did you mean --fresh?"),
         ([JOB, "--optimizer.lrr", "0.1"], 64, "--optimizer.lr"),
         ([JOB, "--optimizer.lr", "fast"], 64, "fast"),
         ([JOB, "--workers", "0"], 64, "--workers is 0"),
@@ -93,6 +97,16 @@ def test_a_run_goes_on_where_nobody_reads_its_lines_any_more(digits: Path, tmp_p
             "--nodes is 2:1; MIN:MAX has the smaller number first",
         ),
         ([JOB, "--nodes", "2", "--rendezvous", "a"], 64, "--rendezvous is 'a'; give HOST:PORT"),
+        (
+            [JOB, "--nodes", "2", "--rendezvous", "; rm:1"],
+            64,
+            "--rendezvous is '; rm:1'; give HOST",
+        ),
+        (
+            [JOB, "--nodes", "2", "--rendezvous", "a" * 64 + ":1"],
+            64,
+            "'; give HOST:PORT, a name or",
+        ),
         ([JOB, "--data.path", "gone"], 65, "no data set at gone: the folder does not exist"),
         ([JOB, "--data.path", "empty"], 65, "no data set at empty: it holds no manifest.json"),
         ([JOB, "--data.target", "lable"], 65, "has no column 'lable'; it has ['image', 'label']"),
@@ -242,7 +256,7 @@ def test_a_folder_in_use_is_refused_and_an_interrupted_run_has_saved(
     assert f"in use by a live run (pid {first.pid} on " in second.stderr
     assert json.loads((folder / "status.json").read_text())["state"] == "running"
     os.kill(first.pid, signal.SIGINT)
-    _, said = first.communicate(timeout=60)
+    _, said = first.communicate(timeout=TIMEOUT_S)
     assert first.returncode == 75
     assert said.strip() == (
         "distrain: stopped by SIGINT, with everything saved: run the same command to go on"
@@ -274,7 +288,13 @@ def test_data_commands_write_show_and_check(distrain: Run, tmp_path: Path) -> No
 
 
 def test_wrong_commands_exit_with_64(distrain: Run) -> None:
-    for arguments in (["trian"], ["data"], ["launch", "--workers", "2", "gone.py"], []):
+    for arguments in (
+        ["trian"],
+        ["data"],
+        ["launch", "--workers", "2", "gone.py"],
+        ["launch", JOB],
+        [],
+    ):
         done = distrain(*arguments)
         assert done.returncode == 64, arguments
         assert "Traceback" not in done.stderr
@@ -293,6 +313,6 @@ def test_help_needs_no_job_and_lists_a_jobs_fields(distrain: Run) -> None:
 def test_without_horovod_a_job_is_refused_before_it_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(local, "find_spec", lambda _name: None)
+    monkeypatch.setattr(rules, "find_spec", lambda _name: None)
     with pytest.raises(ConfigError, match="Horovod is not installed: install it by `make horovod`"):
         local.run_workers(["job", "none.toml"], 2, backend="horovod")

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import PROGRAMS, ROOT, Completed, clean_environment
+from tests.conftest import PROGRAMS, ROOT, TIMEOUT_S, Completed, clean_environment
 
 Run = Callable[..., Completed]
 
@@ -74,7 +74,7 @@ def test_ctrl_c_ends_every_process(workers: int, tmp_path: Path) -> None:
     children = psutil.Process(launcher.pid).children(recursive=True)
     assert len(children) >= (workers if workers > 1 else 0)
     os.killpg(launcher.pid, signal.SIGINT)
-    _, said = launcher.communicate(timeout=60)
+    _, said = launcher.communicate(timeout=TIMEOUT_S)
     assert launcher.returncode == 130
     assert said.strip() == "distrain: interrupted"
     assert not left_alive(children)
@@ -90,7 +90,7 @@ def test_sigterm_ends_a_worker_that_works_alone(tmp_path: Path) -> None:
     )
     wait_for((tmp_path / "started-0").exists)
     launcher.terminate()
-    _, said = launcher.communicate(timeout=60)
+    _, said = launcher.communicate(timeout=TIMEOUT_S)
     assert (launcher.returncode, said.strip()) == (143, "distrain: stopped by SIGTERM")
 
 
@@ -197,7 +197,11 @@ def test_the_same_script_leaves_the_same_bits_under_python_torchrun_and_distrain
 
 def test_a_worker_that_leaves_with_0_has_done_its_work(distrain: Run, tmp_path: Path) -> None:
     script = tmp_path / "leaves.py"
-    script.write_text("import os\nos._exit(0)\n")
+    script.write_text(
+        "import os, sys\n"
+        "os.environ['RANK'] == '0' or os._exit(0)\n"
+        "sys.stdout.close()\n"  # as a daemon does: it has no more to say
+    )
     done = distrain("launch", "--workers", 2, script)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -215,5 +219,5 @@ def test_a_script_that_saves_nothing_ends_by_the_signal(
     )
     wait_for(lambda: len(list(tmp_path.glob("started-*"))) == 2)
     launcher.send_signal(number)
-    _, said = launcher.communicate(timeout=60)
+    _, said = launcher.communicate(timeout=TIMEOUT_S)
     assert (launcher.returncode, said.strip()) == (code, f"distrain: stopped by {number.name}")

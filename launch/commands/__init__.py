@@ -1,0 +1,1 @@
+"""The subcommands of `distrain`: what each takes, and what it does."""

@@ -1,0 +1,1 @@
+"""A job on Kubernetes: its manifests, by pure functions, and what asks a cluster."""

@@ -1,0 +1,1 @@
+"""What workers write: kept by rank and start, shown in whole lines."""

@@ -351,9 +351,11 @@ def test_what_befalls_the_jobs_of_a_set_is_told_and_what_befalls_others_is_not(
     server.put(event(other, "FailedCreate", "not of this job"))
     before = "2026-11-23T06:00:00Z"
     server.put(event(child, "BackoffLimitExceeded", "of yesterday", lastTimestamp=before))
-    with meanwhile(lambda: server.until(lambda: server.is_open("/events$"))):
-        said = run("kubernetes", "follow", "digits")
+    said = run("kubernetes", "follow", "digits")
     assert said.code == ExitCode.DONE
+    assert said.told.count("FailedCreate: forbidden by a quota") == 1
+    assert "not of this job" not in said.told
+    assert "of yesterday" not in said.told
 
 
 def test_without_the_right_to_list_pods_a_job_is_not_followed(

@@ -27,7 +27,8 @@ import yaml
 Object = dict[str, Any]
 
 NAMESPACE = "ml"
-_WAIT_S = 20.0
+_WAIT_S = 60.0
+"""A test that waits for longer waits in vain, however busy the machine is."""
 _SERVED = {
     "/api/v1": ("configmaps", "events", "pods", "services"),
     "/apis/batch/v1": ("jobs",),
@@ -100,7 +101,7 @@ class ApiServer:
         self._breaks = {"watch": 0, "log": 0}
         self._open: list[str] = []
         self._marked: dict[int, int] = {}
-        """The version that each open watch has been told of."""
+        """The version that each open watch has been told of; 0 before it is told of one."""
         self._is_closing = False
         self._changed = threading.Condition(threading.RLock())
         handler = type("Handler", (_Handler,), {"api": self})
@@ -124,9 +125,8 @@ class ApiServer:
             self._is_closing = True
             self._changed.notify_all()
         self._http.shutdown()
-        for connection in list(self.connections):  # which clients may keep for more
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RD)
+        for connection in list(self.connections):
+            _read_no_more(connection)
         self._http.server_close()  # waits for all that is being answered
         self._thread.join()
 
@@ -257,6 +257,13 @@ class ApiServer:
 
     # What clients ask of it.
 
+    def connected(self, connection: socket.socket) -> None:
+        """Notes a connection, which its client may keep for more; its thread comes when it can."""
+        with self._changed:
+            self.connections.add(connection)
+            if self._is_closing:
+                _read_no_more(connection)
+
     def meet(self, asked: Asked) -> Fault | None:
         """Notes a request; gives the fault that is for it."""
         with self._changed:
@@ -289,6 +296,8 @@ class ApiServer:
         with self._changed:
             breaks = self._breaks[kind]
             self._open.append(asked.path)
+            if kind == "watch":
+                self._marked[id(asked)] = 0
             self._changed.notify_all()
         parts = self._watched(asked) if kind == "watch" else self._logged(asked)
         try:
@@ -443,7 +452,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.api.connections.add(self.connection)
+        self.api.connected(self.connection)
 
     def finish(self) -> None:
         self.api.connections.discard(self.connection)
@@ -500,6 +509,11 @@ class _Handler(BaseHTTPRequestHandler):
             for part in self.api.stream(asked):
                 self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
             self.wfile.write(b"0\r\n\r\n")
+
+
+def _read_no_more(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RD)
 
 
 def _line(told: Object) -> bytes:

@@ -13,16 +13,17 @@ import pytest
 from launch.kubernetes.kinds import NODE_LABEL
 from launch.kubernetes.labels import own_labels
 from launch.main import main
-from tests.api_server import Object
+from tests.api_server import ApiServer, Object
 
 API_VERSIONS = {
     "Job": "batch/v1",
     "JobSet": "jobset.x-k8s.io/v1alpha2",
     "TrainJob": "trainer.kubeflow.org/v1alpha1",
 }
-_MOST_S = 40
+_MOST_S = 120
 
 BEGUN = "2026-11-23T07:00:00Z"
+STAMP = "2026-11-23T07:05:00"
 
 
 def job(
@@ -94,6 +95,23 @@ def event(of: Object, reason: str, message: str, *, number: int = 1, **more: Any
         "lastTimestamp": "2026-11-23T07:01:00Z",
         **more,
     }
+
+
+def lines(first: int, last: int) -> list[str]:
+    """Lines of a log, three to a second, so that a log asked for again repeats some of them."""
+    return [f"{STAMP[:-2]}{n // 3:02}.{n % 3}00000000Z step {n}" for n in range(first, last + 1)]
+
+
+def steps(first: int, last: int) -> str:
+    """What such lines say."""
+    return "".join(f"step {n}\n" for n in range(first, last + 1))
+
+
+def finish(server: ApiServer) -> None:
+    """Has the job's two nodes end well."""
+    for number in (0, 1):
+        server.put(pod(number, "Succeeded", 0))
+    server.change("Job", "digits", status=ended("Complete"))
 
 
 @dataclass(frozen=True)

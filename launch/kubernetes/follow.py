@@ -36,12 +36,13 @@ from launch.kubernetes.tidings import (
     time_of,
     title,
 )
-from launch.kubernetes.watching import Change, Patience, changes
+from launch.kubernetes.watching import Change, Patience, by_list, changes
 
 _MOST_LOGS = 64
 _TAIL = 100
 _MOST_EARLY = 1_000
 _LOGS_END_WITHIN_S = 10.0
+_A_LOOK_S = 0.2
 
 _STANDS = {
     "suspended": "is suspended: {}",
@@ -101,6 +102,8 @@ class _Following:
         self._logs_of: dict[str, Node] = {}
         """Of which pod a log is being read, by the feed's name."""
         self._logs_begun: set[str] = set()
+        self._logs_behind: dict[str, tuple[Node, float]] = {}
+        """By uid, pods whose predecessors' logs are being read; until when that is waited for."""
         self._early: deque[Object] = deque(maxlen=_MOST_EARLY)
         """Events of pods that the watch of pods has not told of yet."""
         self._told: set[str] = set()
@@ -112,10 +115,11 @@ class _Following:
         self._watch(EVENT, ())
         self._watch(self._kind, (("fieldSelector", f"metadata.name={self._name}"),))
         while True:
-            read = self._feeds.next()
+            read = self._feeds.next(timeout_s=_A_LOOK_S if self._logs_behind else None)
             status = None if read is None else self._take(read)
             if status is not None:
                 return self._end(status)
+            self._begin_logs_behind()
 
     def stop(self) -> None:
         """Ends all that is being read."""
@@ -187,6 +191,27 @@ class _Following:
         if uid in self._logs_begun or not self._wants_log(node):
             return
         self._logs_begun.add(uid)
+        self._begin_log(uid, node)
+
+    def _begin_log(self, uid: str, node: Node) -> None:
+        """Begins at once, or behind the log of the pod that this one replaces."""
+        if self._is_read(node):
+            self._logs_behind[uid] = node, time.monotonic() + _LOGS_END_WITHIN_S
+        else:
+            self._start_log(uid, node)
+
+    def _is_read(self, node: Node) -> bool:
+        """Whether of this node's number a pod's log is being read."""
+        numbers = {of.number for of in self._logs_of.values()}
+        return node.number is not None and node.number in numbers
+
+    def _begin_logs_behind(self) -> None:
+        for uid, (node, until) in list(self._logs_behind.items()):
+            if not self._is_read(node) or time.monotonic() >= until:  # a lost machine's has no end
+                del self._logs_behind[uid]
+                self._start_log(uid, node)
+
+    def _start_log(self, uid: str, node: Node) -> None:
         if len(self._logs_of) >= _MOST_LOGS:
             self._say(f"{title(node)}: its log is left out; {_MOST_LOGS} at most at a time")
             return
@@ -239,11 +264,7 @@ class _Following:
     def _end(self, status: JobStatus) -> Cause | None:
         """Tells what is still to be told, and how the job has ended."""
         self._catch_up()
-        deadline = time.monotonic() + self._logs_end_within_s(status)
-        while self._logs_of and time.monotonic() < deadline:
-            read = self._feeds.next(timeout_s=0.2)
-            if read is not None and read.feed in self._logs_of:
-                self._take_log(read)
+        self._tell_ends_of_logs(status)
         if status.state == "done":
             self._say(f"the job {self._name} is done")
             return None
@@ -262,10 +283,32 @@ class _Following:
         # What is known already has to do where the cluster can't be asked any more.
         with suppress(ClusterError):
             query = (("labelSelector", selector_of(self._name)),)
-            for pod in self._cluster.listed(POD, query)["items"]:
-                self._take_pod(Change("changed", pod))
-            for event in self._cluster.listed(EVENT)["items"] if self._events_may_be_read else ():
+            for change in by_list(self._cluster.listed(POD, query)["items"], self._pods):
+                self._take_pod(change)
+            if self._events_may_be_read:
+                self._catch_up_with_events()
+
+    def _catch_up_with_events(self) -> None:
+        try:
+            for event in self._cluster.listed(EVENT)["items"]:
                 self._take_event(event)
+        except ClusterError as error:
+            self._take_failure(Read(EVENT.name, error))
+
+    def _tell_ends_of_logs(self, status: JobStatus) -> None:
+        """Tells what nodes have still written, and of which there may be more."""
+        within_s = self._logs_end_within_s(status)
+        deadline = time.monotonic() + within_s
+        while self._logs_of and time.monotonic() < deadline:
+            read = self._feeds.next(timeout_s=_A_LOOK_S)
+            if read is not None and read.feed in self._logs_of:
+                self._take_log(read)
+                if status.exit_code is not None:  # all is written, however long it takes to come
+                    deadline = time.monotonic() + within_s
+            self._begin_logs_behind()
+        left = [*self._logs_of.values(), *(node for node, _ in self._logs_behind.values())]
+        for node in left:
+            self._say(f"{title(node)}: its log may not be whole: no end of it for {within_s:g} s")
 
     def _logs_end_within_s(self, status: JobStatus) -> float:
         """Pods of a job that has ended have ended as well; others may still be saving."""

@@ -11,7 +11,7 @@ https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -106,11 +106,16 @@ def changes(cluster: Cluster, kind: Kind, query: Query, patience: Patience) -> I
         patience.pause()
 
 
-def _of_list(items: list[Object], known: dict[str, Object]) -> Iterator[Change]:
+def by_list(items: list[Object], known: Mapping[str, Object]) -> list[Change]:
+    """What a list says of objects that were known by uid: who is there, oldest first, and gone."""
     there = {item["metadata"]["uid"] for item in items}
-    changes = [Change("there", item) for item in items]
-    changes += [Change("gone", known[uid]) for uid in known if uid not in there]
-    for change in changes:
+    oldest_first = sorted(items, key=lambda item: item["metadata"].get("creationTimestamp", ""))
+    found = [Change("there", item) for item in oldest_first]
+    return found + [Change("gone", known[uid]) for uid in known if uid not in there]
+
+
+def _of_list(items: list[Object], known: dict[str, Object]) -> Iterator[Change]:
+    for change in by_list(items, known):
         _note(change, known)
         yield change
 

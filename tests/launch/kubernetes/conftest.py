@@ -6,13 +6,22 @@ from pathlib import Path
 import pytest
 
 from tests.api_server import ApiServer
-from tests.cluster_objects import Commands
+from tests.cluster_objects import Commands, job, pod
 
 
 @pytest.fixture
 def server() -> Iterator[ApiServer]:
     with ApiServer() as started:
         yield started
+
+
+@pytest.fixture
+def begun(server: ApiServer) -> ApiServer:
+    """A server with a job whose two nodes run."""
+    server.put(job())
+    server.put(pod(0))
+    server.put(pod(1))
+    return server
 
 
 @pytest.fixture

@@ -4,33 +4,18 @@ import pytest
 
 from distrain.errors import ExitCode
 from tests.api_server import ApiServer
-from tests.cluster_objects import Commands, ended, event, job, meanwhile, pod
-
-STAMP = "2026-11-23T07:05:00"
-
-
-def lines(first: int, last: int) -> list[str]:
-    """Lines of a log, three to a second, so that a log asked for again repeats some of them."""
-    return [f"{STAMP[:-2]}{n // 3:02}.{n % 3}00000000Z step {n}" for n in range(first, last + 1)]
-
-
-def steps(first: int, last: int) -> str:
-    return "".join(f"step {n}\n" for n in range(first, last + 1))
-
-
-@pytest.fixture
-def begun(server: ApiServer) -> ApiServer:
-    """A job whose two nodes run."""
-    server.put(job())
-    server.put(pod(0))
-    server.put(pod(1))
-    return server
-
-
-def finish(server: ApiServer) -> None:
-    for number in (0, 1):
-        server.put(pod(number, "Succeeded", 0))
-    server.change("Job", "digits", status=ended("Complete"))
+from tests.cluster_objects import (
+    STAMP,
+    Commands,
+    ended,
+    event,
+    finish,
+    job,
+    lines,
+    meanwhile,
+    pod,
+    steps,
+)
 
 
 def test_the_first_nodes_log_comes_out_whole_and_a_job_that_is_done_is_exit_code_0(
@@ -128,9 +113,9 @@ def test_a_watch_goes_on_from_a_bookmark_without_another_list(
         begun.put(job(name="another"))  # moves the version on; watches of pods learn it by bookmark
         begun.until(lambda: begun.is_open("/pods$"))
         begun.bookmarked()
+        num_watches = len(begun.asked("WATCH", "/pods$"))
         begun.forget()
         begun.break_streams("watch")
-        num_watches = len(begun.asked("WATCH", "/pods$"))
         begun.until(lambda: len(begun.asked("WATCH", "/pods$")) > num_watches)
         finish(begun)
 
@@ -314,7 +299,7 @@ def test_without_the_right_to_read_events_pods_say_why_they_wait(
     begun: ApiServer, run: Commands
 ) -> None:
     message = 'events is forbidden: User "someone" cannot list resource "events"'
-    begun.fail("LIST", "/events$", 403, message)
+    begun.fail("LIST", "/events$", 403, message, times=-1)
     waiting = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
 
     def goes_on() -> None:
@@ -377,7 +362,8 @@ def test_more_logs_than_can_be_shown_at_a_time_are_left_out_by_name(
         server.put(pod(number))
 
     def goes_on() -> None:
-        server.until(lambda: server.is_open("digits-.-abcde/log"))
+        # A watch is open once all of the list that it goes on from has been handed on.
+        server.until(lambda: server.is_open("digits-.-abcde/log") and server.is_open("/pods$"))
         finish(server)
 
     with meanwhile(goes_on):

@@ -29,7 +29,10 @@ HOROVOD_IS_REQUIRED = "DISTRAIN_REQUIRE_HOROVOD"
 SLURM_IS_REQUIRED = "DISTRAIN_REQUIRE_SLURM"
 """The same, for the tests that start a SLURM of their own."""
 
-NEEDED_FOR_SLURM = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "setpriv")
+NEEDED_FOR_SLURM = (
+    *("slurmctld", "slurmd", "sbatch", "munged"),
+    *("unshare", "nsenter", "setpriv", "ip"),
+)
 
 
 def commands_path() -> str:

@@ -1,7 +1,9 @@
 """A SLURM of a test's own on this host: its daemons, four nodes by name, and how to ask it.
 
 All that it starts lives in one process namespace, and dies with the process that keeps it, which
-dies with the tests. Its nodes' names stand in an /etc/hosts that only it sees.
+dies with the tests. Its nodes' names stand in an /etc/hosts that only it sees, and its network is a
+loopback of its own: the ports of its daemons and of its jobs, which go by their numbers, are those
+of no other cluster on this host.
 """
 
 import os
@@ -17,12 +19,15 @@ from tests.conftest import ROOT, clean_environment, commands_path
 
 NODES = ("n0", "n1", "n2", "n3")
 
-READY_S = 30.0
+READY_S = 120.0
+"""A command that takes longer waits in vain, however busy the machine is."""
+
+_CONTROLLER_PORT, _FIRST_PORT = 6817, 6820
 
 _CONF = """\
 ClusterName=distrain
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={ports[0]}
+SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -47,6 +52,9 @@ SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=30
+# Of the usual 10 s each a busy machine takes some, and then a job is thought lost.
+MessageTimeout=60
+BatchStartTimeout=60
 MinJobAge=3600
 {nodes}
 PartitionName=low Nodes=n0,n1 PriorityTier=1 State=UP
@@ -56,6 +64,9 @@ PartitionName=main Nodes=n2,n3 Default=YES State=UP
 
 _START = """\
 set -e
+ip link set lo up
+# Where 127.0.0.1 is the only address, getaddrinfo gives daemons none to listen on.
+ip address add 127.0.0.2/32 dev lo
 mount --bind hosts /etc/hosts
 munged --foreground --force --socket=$PWD/munge.socket --key-file=$PWD/munge.key \\
   --pid-file=$PWD/munge.pid --log-file=$PWD/munge.log --seed-file=$PWD/munge.seed >munged.log 2>&1 &
@@ -96,15 +107,17 @@ class SlurmCluster:
         self._process = subprocess.Popen(
             [
                 *("setpriv", "--pdeathsig", "KILL"),
-                *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
+                *("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
                 *("/bin/sh", "-c", _START.format(nodes=" ".join(NODES))),
             ],
             cwd=self._folder,
             env=self.environment,
             start_new_session=True,
         )
+        self._network = Path(f"/proc/{self._process.pid}/ns/net")
         try:
-            self.until(lambda: self._states() == ["idle"] * len(NODES), READY_S)
+            self.until(lambda: not self._network.samefile("/proc/self/ns/net"), READY_S)
+            self.until(lambda: self.are_idle(*NODES), READY_S)
         except BaseException:
             self.__exit__()
             raise
@@ -118,33 +131,42 @@ class SlurmCluster:
         self, *arguments: object, cwd: Path = ROOT, environment: Mapping[str, str] | None = None
     ) -> "subprocess.CompletedProcess[str]":
         """Runs `distrain submit slurm`."""
-        return subprocess.run(
-            [sys.executable, "-m", "launch.main", "submit", "slurm", *map(str, arguments)],
-            cwd=cwd,
-            env={**self.environment, **(environment or {})},
-            capture_output=True,
-            text=True,
-            timeout=READY_S,
-            check=False,
-        )
+        command = (sys.executable, "-m", "launch.main", "submit", "slurm", *arguments)
+        return self._run(command, cwd, {**self.environment, **(environment or {})})
 
     def ask(self, *command: object) -> str:
         """What one of SLURM's commands says."""
-        done = subprocess.run(
-            [str(word) for word in command],
-            env=self.environment,
+        done = self._run(command)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def _run(
+        self,
+        command: Sequence[object],
+        cwd: Path = ROOT,
+        environment: Mapping[str, str] | None = None,
+    ) -> "subprocess.CompletedProcess[str]":
+        """Runs a command in the cluster's network."""
+        return subprocess.run(
+            ["nsenter", f"--net={self._network}", *map(str, command)],
+            cwd=cwd,
+            env=environment or self.environment,
             capture_output=True,
             text=True,
             timeout=READY_S,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
 
     def job(self, number: str) -> dict[str, str]:
         """What SLURM knows of a job, such as JobState, ExitCode and Restarts."""
         fields = self.ask("scontrol", "--oneliner", "show", "job", number).split()
         return dict(field.split("=", 1) for field in fields if "=" in field)
+
+    def are_idle(self, *nodes: str) -> bool:
+        """Whether these nodes are up and have no job; False where nobody answers."""
+        names = ("--nodes", ",".join(nodes), "--partition", "low,main")
+        done = self._run(["sinfo", "--noheader", "--Node", *names, "--format", "%t"])
+        return done.stdout.split() == ["idle"] * len(nodes)
 
     def until(self, condition: Callable[[], bool], limit_s: float) -> None:
         """Waits until it holds."""
@@ -159,25 +181,13 @@ class SlurmCluster:
         paths = sorted(self._folder.glob("*.log"))
         return "\n".join(f"{path.name}: {path.read_text()[-1500:]}" for path in paths)
 
-    def _states(self) -> Sequence[str]:
-        done = subprocess.run(
-            ["sinfo", "--noheader", "--Node", "--partition", "low,main", "--format", "%t"],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=READY_S,
-            check=False,
-        )
-        return done.stdout.split()
-
     def _configure(self) -> None:
-        ports = free_ports(1 + len(NODES))
         host = socket.gethostname()
         nodes = "\n".join(
             f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1"
-            for name, port in zip(NODES, ports[1:], strict=True)
+            for port, name in enumerate(NODES, start=_FIRST_PORT)
         )
-        text = _CONF.format(folder=self._folder, host=host, ports=ports, nodes=nodes)
+        text = _CONF.format(folder=self._folder, host=host, port=_CONTROLLER_PORT, nodes=nodes)
         (self._folder / "slurm.conf").write_text(text)
         (self._folder / "hosts").write_text(f"127.0.0.1 localhost {host} {' '.join(NODES)}\n")
         key = self._folder / "munge.key"
@@ -185,12 +195,3 @@ class SlurmCluster:
         key.write_bytes(os.urandom(1024))
         for name in ("state", *(f"spool-{node}" for node in NODES)):
             (self._folder / name).mkdir()
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports

@@ -18,6 +18,9 @@ from tests.prefetched import DATASET, NUM_ROWS, RECIPE, epoch_of_spans, load
 
 LABELS = Recipe(columns=("label",))
 
+MOST_S = 120.0
+"""Of a test's few milliseconds a busy machine may make seconds."""
+
 
 def loader_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "distrain-loader"]
@@ -26,10 +29,10 @@ def loader_threads() -> list[threading.Thread]:
 @pytest.fixture(autouse=True)
 def no_thread_is_left_and_none_waits_for_ever() -> Iterator[None]:
     def too_late(*_: object) -> None:
-        raise TimeoutError("a loader's test took 30 s: someone waits for what will never come")
+        raise TimeoutError(f"{MOST_S:g} s are over: someone waits for what will never come")
 
     before = signal.signal(signal.SIGALRM, too_late)
-    signal.setitimer(signal.ITIMER_REAL, 30, 5)
+    signal.setitimer(signal.ITIMER_REAL, MOST_S, 5)
     try:
         yield
         assert loader_threads() == []
@@ -85,9 +88,7 @@ class Counted:
         self.threads.add(name)
 
     def wait_for(self, count: int) -> None:
-        deadline = time.monotonic() + 20
         while self.count < count:
-            assert time.monotonic() < deadline, f"{self.count} of {count} batches within 20 s"
             time.sleep(0.001)
 
 
@@ -243,7 +244,7 @@ def test_a_close_from_elsewhere_wakes_who_waits_for_a_batch() -> None:
     gate = threading.Event()
 
     def slow() -> Iterator[Span]:
-        assert gate.wait(20)
+        gate.wait()
         yield Span(0, 0, 1)
 
     batches = Prefetcher(DATASET, LABELS, slow(), max_rows=1)
@@ -253,11 +254,10 @@ def test_a_close_from_elsewhere_wakes_who_waits_for_a_batch() -> None:
     consumer.start()
     time.sleep(0.05)  # until it waits
     closer.start()
-    time.sleep(0.05)  # until it waits for the thread
+    assert batches._closed.wait(MOST_S)  # and it waits for the thread
     gate.set()
     for thread in (consumer, closer):
-        thread.join(20)
-        assert not thread.is_alive()
+        thread.join()
     assert left == []
 
 

@@ -12,7 +12,7 @@ import pytest
 from data_pipeline import Dataset, write_dataset
 from data_pipeline.manifest import Column
 from data_pipeline.resident import ResidentLimit, file_bytes
-from tests.conftest import clean_environment
+from tests.conftest import TIMEOUT_S, clean_environment
 
 MIB = 2**20
 LIMIT = 16 * MIB
@@ -125,7 +125,7 @@ def grown(*kinds: str) -> list[tuple[int, int]]:
         )
         for rank, kind in enumerate(kinds)
     ]
-    said = [worker.communicate(timeout=120)[0] for worker in workers]
+    said = [worker.communicate(timeout=TIMEOUT_S)[0] for worker in workers]
     return [(grew[0], grew[1]) for grew in map(json.loads, said)]
 
 

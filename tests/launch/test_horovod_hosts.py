@@ -47,7 +47,7 @@ while [ -z "$host" ]; do case $1 in -o) shift 2 ;; *) host=$1; shift ;; esac; do
 [ "$1" != -o ] || shift 2
 echo "$host" >>"$SSH_LOG"
 echo "$*" >>"$SSH_LOG.words"
-exec ip netns exec "distrain-test-${host##*.}" sh -c "$*"
+exec ip netns exec "$NETWORKS-${host##*.}" sh -c "$*"
 """
 
 
@@ -67,16 +67,13 @@ def started(
 @pytest.fixture
 def two_networks(tmp_path: Path) -> Iterator[dict[str, str]]:
     """Two hosts, as far as their networks go, with a link between them; what ssh needs."""
-    names = ("distrain-test-1", "distrain-test-2")
+    ours = f"distrain-{os.getpid()}"  # of another run of the tests they are others
+    names = (f"{ours}-1", f"{ours}-2")
     hosts = [Path("/etc/netns") / name for name in names]  # where ip looks for a host's /etc
 
     def ip(*words: str) -> None:
         subprocess.run(["ip", *words], check=True, capture_output=True)
 
-    for name in names:
-        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-    for folder in hosts:
-        shutil.rmtree(folder, ignore_errors=True)
     try:
         for name in names:
             ip("netns", "add", name)
@@ -96,7 +93,8 @@ def two_networks(tmp_path: Path) -> Iterator[dict[str, str]]:
         (commands / "ssh").write_text(SSH)
         (commands / "ssh").chmod(0o755)
         path = f"{commands}{os.pathsep}{os.environ['PATH']}"
-        yield {"PATH": path, "SSH_LOG": str(tmp_path / "ssh.log"), "HOME": str(tmp_path)}
+        told = {"PATH": path, "NETWORKS": ours, "HOME": str(tmp_path)}
+        yield told | {"SSH_LOG": str(tmp_path / "ssh.log")}
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
@@ -111,7 +109,7 @@ def test_workers_on_two_networks_give_the_bits_of_one_worker(
 ) -> None:
     folder = tmp_path / "run"
     hosts = ("--hosts", "10.213.7.1:1,10.213.7.2:1", "--network-interfaces", "ring0")
-    within = ("ip", "netns", "exec", "distrain-test-1")
+    within = ("ip", "netns", "exec", f"{two_networks['NETWORKS']}-1")
     # The model reads it: it has to come to the other host, though no command line holds it.
     environment = two_networks | {"CALLS": str(tmp_path / "calls")}
     with started(digits, folder, *hosts, within=within, environment=environment) as run:

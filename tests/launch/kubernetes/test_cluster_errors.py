@@ -1,5 +1,6 @@
 """What a cluster refuses, or that there is none, is said so that a person can act on it."""
 
+import socket
 import ssl
 import subprocess
 import sys
@@ -142,11 +143,12 @@ def test_a_proxy_that_answers_in_its_own_way_is_shown(server: ApiServer, run: Co
 def test_a_connection_that_is_refused_names_the_server(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with ApiServer() as gone:
-        config = gone.kubeconfig(tmp_path)
-    code, told = status(Commands(config, capsys))
+    with socket.socket() as mine, ApiServer() as server:
+        mine.bind(("127.0.0.1", 0))  # and so nobody else's, who might answer
+        url = f"http://127.0.0.1:{mine.getsockname()[1]}"
+        code, told = status(Commands(server.kubeconfig(tmp_path, server=url), capsys))
     assert code == ExitCode.WORKER_LOST
-    assert f"the cluster's API server at {gone.url} can't be reached" in told
+    assert f"the cluster's API server at {url} can't be reached" in told
     assert "Connection refused" in told
 
 

@@ -13,7 +13,7 @@ from launch.kubernetes.parser import DATA, IMAGE, RUNS
 from launch.kubernetes.pod_rules import broken_by_pod
 from launch.kubernetes.rules import broken
 from launch.kubernetes.yaml_text import as_yaml
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TIMEOUT_S
 from tests.manifest_checks import check
 from tests.rendered import rendered, script_spec
 
@@ -45,7 +45,11 @@ def kustomized_text(folder: Path) -> str:
     if kubectl is None:
         pytest.skip("there is no kubectl here to build kustomizations with")
     done = subprocess.run(
-        [kubectl, "kustomize", folder], capture_output=True, text=True, check=False, timeout=60
+        [kubectl, "kustomize", folder],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_S,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from launch.kubernetes.options import FORMS
-from tests.conftest import ROOT, clean_environment
+from tests.conftest import ROOT, TIMEOUT_S, clean_environment
 from tests.manifest_checks import check
 
 JOB = "examples/digits.toml"
@@ -29,7 +29,7 @@ def distrain(*arguments: str) -> "subprocess.CompletedProcess[str]":
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=TIMEOUT_S,
     )
 
 

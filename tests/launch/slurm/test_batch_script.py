@@ -22,6 +22,7 @@ from launch.job_spec import JobFile, JobSpec, Resources, Script
 from launch.number_range import NumberRange
 from launch.slurm.batch_script import render
 from launch.slurm.options import SlurmOptions, seconds
+from tests.conftest import TIMEOUT_S
 
 RECORDED = Path(__file__).parent / "recorded"
 
@@ -33,7 +34,8 @@ STAND_INS = {
     "srun": 'printf "%s\\0" "$@" >"$SAID/srun"; exec "${@: -3}"',
     "distrain": """\
         printf "%s\\0" "$@" >"$SAID/words"; cat >"$SAID/input"; printf "%s" "$VALUE" >"$SAID/value"
-        [ -z "$WAITS" ] || { touch "$SAID/waits"; sleep 0.3; }
+        [ -z "$WAITS" ] || touch "$SAID/waits"
+        until [ -z "$WAITS" ] || [ -e "$SAID/goes on" ]; do sleep 0.02; done
         exit "${CODE:-0}" """,
     "scontrol": """\
         [ "$1" != show ] || { printf "one\\ntwo\\n"; exit; }
@@ -89,7 +91,7 @@ def start(commands: Path, said: Path, script: str, **environment: str) -> "subpr
 def run(commands: Path, said: Path, script: str, **environment: str) -> tuple[int, str]:
     """Runs the script to its end; its exit code and what it has told SLURM."""
     with start(commands, said, script, **environment) as process:
-        process.communicate(timeout=30)
+        process.communicate(timeout=TIMEOUT_S)
     told = said / "scontrol"
     return process.returncode, told.read_text() if told.exists() else ""
 
@@ -244,7 +246,7 @@ def test_a_script_that_is_ended_while_it_requeues_says_no_more(
 ) -> None:
     script = render(spec(), SlurmOptions())
     with start(commands, tmp_path, script, CODE="75", ENDS="1") as process:
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 75
     assert "it does not" not in said
 
@@ -252,7 +254,7 @@ def test_a_script_that_is_ended_while_it_requeues_says_no_more(
 def test_where_slurm_does_not_requeue_it_is_told_so(commands: Path, tmp_path: Path) -> None:
     script = render(spec(), SlurmOptions())
     with start(commands, tmp_path, script, CODE="75", REFUSES="1") as process:
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 75
     assert said.endswith("distrain: it does not; submitted again, the run goes on\n")
 
@@ -267,12 +269,13 @@ def test_where_slurm_ends_the_job_the_launchers_have_time_and_nothing_is_asked_o
 ) -> None:
     script = render(spec(), SlurmOptions())
     with start(commands, tmp_path, script, CODE="75", WAITS="1") as process:
-        end = time.monotonic() + 30
+        end = time.monotonic() + TIMEOUT_S
         while not (tmp_path / "waits").exists():
             assert time.monotonic() < end
             time.sleep(0.005)
         os.killpg(process.pid, signal.SIGTERM)  # as slurmd does, by process group
-        assert process.wait(timeout=30) == 75
+        (tmp_path / "goes on").touch()
+        assert process.wait(timeout=TIMEOUT_S) == 75
     assert not (tmp_path / "scontrol").exists()
 
 

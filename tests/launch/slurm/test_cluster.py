@@ -17,10 +17,15 @@ from tests.started import FAULTY_JOB, to_end_faulty, unbroken_faulty
 
 pytestmark = pytest.mark.slurm
 
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 
 LONG = ("--training.epochs", 8)
 SHORT = ("--training.epochs", 1)
+
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL")
+"""Of a job that was preempted another start follows."""
+
+SAVED = "stopped by SIGTERM, with everything saved"
 
 LOSE = """\
 import os, signal
@@ -37,7 +42,6 @@ class Job:
     number: str
     folder: Path
     log: Path
-    stopped_at: int = 0
 
     @property
     def state(self) -> str:
@@ -58,8 +62,7 @@ class Job:
 
     def ends(self) -> tuple[str, str]:
         """How it has ended: SLURM's word, and the exit code with the signal."""
-        running = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
-        self.until(lambda: self.state not in running)
+        self.until(lambda: self.state in ENDED)
         return self.state, self.known("ExitCode")
 
 
@@ -113,11 +116,11 @@ def jobs(
     alone = ("--max-restarts", 0)  # one worker, in its launcher's process
     found = {
         "preempted": given(
-            *("preempted", "--partition", "low", "--nodes", 2, "--env", "STEP_S=0.1"),
+            *("preempted", "--partition", "low", "--nodes", 2, "--env", "STEP_S=0.3"),
             *LONG,
         ),
         "out of time": given(
-            *("out of time", "--time", "10", "--run.grace-s", 5, *LONG, "--env", "STEP_S=2"),
+            *("out of time", "--time", "10", "--run.grace-s", 60, *LONG, "--env", "STEP_S=2"),
             *alone,
         ),
         "lost": given(
@@ -138,10 +141,12 @@ def jobs(
         *("--wrap", "true"),
     )
     late.until(lambda: last_step(late.folder) >= 3)
-    # SLURM looks every 30 s, and tells who has no more than 30 s and 5 s and 15 s left.
-    cluster.ask("scontrol", "update", f"JobId={late.number}", "EndTime=now+45")
-    preempted.until(lambda: status(preempted.folder)["state"] == "stopped")
-    preempted.stopped_at = last_step(preempted.folder)
+    # SLURM looks every 30 s, and tells who has no more than 30 s and 60 s and 15 s left, which are
+    # then there to save in.
+    cluster.ask("scontrol", "update", f"JobId={late.number}", "EndTime=now+100")
+    late.until(lambda: late.known("Restarts") == "1")
+    # At once: its time limit is that short one still.
+    cluster.ask("scontrol", "update", f"JobId={late.number}", "TimeLimit=10")
     return found
 
 
@@ -149,17 +154,15 @@ def test_a_job_that_is_out_of_time_saves_before_and_requeues_itself_and_a_cancel
     digits: Path, jobs: dict[str, Job]
 ) -> None:
     job = jobs["out of time"]
-    job.until(lambda: job.known("Restarts") == "1")
-    job.cluster.ask("scontrol", "update", f"JobId={job.number}", "TimeLimit=10")
     assert "distrain: all is saved, and the job goes back into the queue" in job.said
     stopped_at = last_step(job.folder)
     job.until(lambda: last_step(job.folder) > stopped_at)
     job.cluster.ask("scancel", job.number)
     assert job.ends()[0] == "CANCELLED"
     # SIGTERM came to the launcher and to the script, which has left the rest to SLURM.
-    job.until(lambda: status(job.folder)["state"] == "stopped")
+    job.until(lambda: job.said.count(SAVED) == 2)
+    assert status(job.folder)["state"] == "stopped"
     assert job.known("Restarts") == "1"
-    assert job.said.count("stopped by SIGTERM, with everything saved") == 2
     assert to_end_faulty(digits, job.folder, *LONG) == unbroken_faulty(digits, *LONG)
 
 
@@ -170,9 +173,8 @@ def test_a_job_of_two_nodes_is_preempted_requeued_and_ends_with_the_bits_of_the_
     assert job.ends() == ("COMPLETED", "0:0"), job.said
     assert job.known("Restarts") == "1"
     assert "DUE TO PREEMPTION" in job.said
-    # All was saved: no step was done again.
-    resumed = [(event["step"], event["workers"]) for event in named(job.folder, "resume")]
-    assert resumed == [(job.stopped_at, 2)]
+    (resumed,) = named(job.folder, "resume")
+    assert (resumed["steps_again"], resumed["workers"]) == (0, 2)  # all was saved
     assert outcome(job.folder) == unbroken_faulty(digits, *LONG)
 
 
@@ -219,6 +221,7 @@ def test_a_job_of_a_range_of_nodes_loses_one_and_goes_on_to_the_same_bits(
     cluster: SlurmCluster, digits: Path, tmp_path: Path, jobs: dict[str, Job]
 ) -> None:
     jobs["preempted"].ends()  # whose nodes these are
+    cluster.until(lambda: cluster.are_idle("n0", "n1"), LIMIT_S)  # else it has one of them
     file = tmp_path / "faulty.toml"
     file.write_text(FAULTY_JOB.format(digits=digits))
     where = ("--partition", "low", "--nodes", "1:2", "--run.dir", tmp_path / "run")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.slurm.command import job_environment
-from tests.conftest import ROOT, Completed, clean_environment
+from tests.conftest import ROOT, TIMEOUT_S, Completed, clean_environment
 
 JOB = ROOT / "examples" / "digits.toml"
 
@@ -23,7 +23,7 @@ def submit(commands: Path, *arguments: object, **environment: str) -> Completed:
         env=clean_environment() | {"PATH": str(commands)} | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=TIMEOUT_S,
         check=False,
     )
 

@@ -47,7 +47,7 @@ while [ -z "$host" ]; do case $1 in -o) shift 2 ;; *) host=$1; shift ;; esac; do
 [ "$1" != -o ] || shift 2
 echo "$host" >>"$SSH_LOG"
 echo "$*" >>"$SSH_LOG.words"
-exec ip netns exec "$NETWORKS-${host##*.}" sh -c "$*"
+exec ip netns exec "$SSH_NETWORKS-${host##*.}" sh -c "$*"
 """
 
 
@@ -93,7 +93,7 @@ def two_networks(tmp_path: Path) -> Iterator[dict[str, str]]:
         (commands / "ssh").write_text(SSH)
         (commands / "ssh").chmod(0o755)
         path = f"{commands}{os.pathsep}{os.environ['PATH']}"
-        told = {"PATH": path, "NETWORKS": ours, "HOME": str(tmp_path)}
+        told = {"PATH": path, "SSH_NETWORKS": ours, "HOME": str(tmp_path)}
         yield told | {"SSH_LOG": str(tmp_path / "ssh.log")}
     finally:
         for name in names:
@@ -109,7 +109,7 @@ def test_workers_on_two_networks_give_the_bits_of_one_worker(
 ) -> None:
     folder = tmp_path / "run"
     hosts = ("--hosts", "10.213.7.1:1,10.213.7.2:1", "--network-interfaces", "ring0")
-    within = ("ip", "netns", "exec", f"{two_networks['NETWORKS']}-1")
+    within = ("ip", "netns", "exec", f"{two_networks['SSH_NETWORKS']}-1")
     # The model reads it: it has to come to the other host, though no command line holds it.
     environment = two_networks | {"CALLS": str(tmp_path / "calls")}
     with started(digits, folder, *hosts, within=within, environment=environment) as run:

@@ -112,17 +112,18 @@ def test_69_for_a_worker_that_ends_early(tmp_path: Path) -> None:
 def test_stopped_on_horovod_and_then_on_torch_a_run_ends_at_the_same_bits(
     digits: Path, tmp_path: Path
 ) -> None:
-    folder, stopped_at = tmp_path / "run", []
+    job, folder = ("--training.epochs", 24, "--checkpoint.every-steps", 10), tmp_path / "run"
+    stopped_at = []
     for workers, number, backend in ((3, signal.SIGTERM, HOROVOD), (2, signal.SIGINT, ())):
-        with train(digits, folder, workers, *LONG, *backend) as run:
+        with train(digits, folder, workers, *job, *backend) as run:
             goal = last_step(folder) + 7
             run.until(lambda: last_step(folder) >= goal)  # noqa: B023 - it is called here
             run.process.send_signal(number)
             expect_stopped(run, folder, number.name)
         stopped_at.append(last_step(folder))
-    with train(digits, folder, 2, *LONG, *HOROVOD) as run:
+    with train(digits, folder, 2, *job, *HOROVOD) as run:
         assert (run.ends(), run.said) == (0, "")
-    assert outcome(folder) == unbroken(digits, *LONG)
+    assert outcome(folder) == unbroken(digits, *job)
     assert [event["step"] for event in named(folder, "resume")] == stopped_at
 
 

@@ -3,10 +3,12 @@
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.ports import held_port
 from tests.run_folders import last_step, named, status
 from tests.started import Started, is_training, to_end_faulty, train_faulty, unbroken_faulty
 
@@ -16,10 +18,10 @@ BOUNDED_S = 30.0
 
 
 @pytest.fixture
-def place() -> str:
+def place() -> Iterator[str]:
     """A port of loopback that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"127.0.0.1:{listener.getsockname()[1]}"
+    with held_port() as port:
+        yield f"127.0.0.1:{port}"
 
 
 def node(digits: Path, folder: Path, place: str, nodes: str) -> Started:

@@ -23,10 +23,11 @@ from tests.started import (
 KILLS, MOST_STEPS_BETWEEN, CHECKPOINT_EVERY = 10, 20, 5
 # Enough steps that no run ends before its last kill; how the weights go depends on none of this.
 LONG = (
-    *("--training.epochs", 50, "--early-stopping.patience", 50),
+    *("--training.epochs", 70, "--early-stopping.patience", 70),
     *("--checkpoint.every-steps", CHECKPOINT_EVERY),
 )
 NOTICED_S, GONE_S = 1.0, 2.0
+SLOWNESS = ("slow_rank", "slow_rank_over")
 
 
 def test_ten_killed_workers_cost_ten_restarts_and_no_bit(digits: Path, tmp_path: Path) -> None:
@@ -75,7 +76,9 @@ def test_ten_killed_workers_cost_ten_restarts_and_no_bit(digits: Path, tmp_path:
         source == "memory" or step % CHECKPOINT_EVERY == 0
         for source, step in zip(sources, resumed, strict=True)
     )
-    life = [text for _, text in read_status(folder).life]
+    # On a busy machine a worker may be slow at any time, which is told of as well.
+    slow = [event["text"] for name in SLOWNESS for event in named(folder, name)]
+    life = [text for _, text in read_status(folder).life if text not in slow]
     assert life[-3].endswith("was killed by SIGKILL")
     whence = ", from memory" if sources[-1] == "memory" else ""
     assert life[-2].startswith(f"going on after step {resumed[-1]}{whence}")

@@ -161,17 +161,18 @@ def test_a_worker_without_a_launcher_of_ours_finds_its_own_hang(tmp_path: Path) 
 
 def test_a_slow_rank_is_named_and_nothing_is_taken_for_a_hang(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    slow = {"PLANT": "forward:slow:0:1", "EPOCHS": "12", "WINDOW_S": "1"}
+    slow = {"PLANT": "forward:slow:0:1", "EPOCHS": "6", "WINDOW_S": "1"}
     with launch(folder, 2, **slow) as run:
         assert (run.ends(), run.said) == (0, "")
     told = [event for event in named(folder, "slow_rank") if event["phase"] == "forward"]
     assert {event["rank"] for event in told} == {1}
     first = told[0]
-    assert first["seconds"] - first["usual_s"] > 0.04  # two micro-batches, 30 ms each
+    # Two micro-batches, 100 ms each; on a busy machine the other one is not quick either.
+    assert first["seconds"] - first["usual_s"] > 0.1
     assert "is slow, in the forward pass: " in first["text"]
     times = [event["seconds"] for event in named(folder, "phases")]
-    assert all(seconds["forward"] > 0.03 for seconds in times)
+    assert all(seconds["forward"] > 0.09 for seconds in times)
     # It took longer than a hang may, and so did the waits of the other rank in all.
     begin, end = events(folder)[0]["time"], events(folder)[-1]["time"]
     assert end - begin > LIMIT_S
-    assert outcome(folder) == unbroken(12)
+    assert outcome(folder) == unbroken(6)

@@ -275,8 +275,16 @@ class Supervision:
 
 
 def _send(process: BaseProcess, number: int) -> None:
-    # Not by is_alive(), which takes the exit code: this may be within a signal's handler, while the
-    # main thread is just about to do so, and would then find none.
-    if process.pid is not None and not connection.wait([process.sentinel], timeout=0):
+    if process.pid is not None and not _has_ended(process):
         with suppress(ProcessLookupError):
             os.kill(process.pid, number)
+
+
+def _has_ended(process: BaseProcess) -> bool:
+    """Not by `is_alive`, which takes the exit code: this may be within a signal's handler, while
+    the main thread is just about to do so, and would then find none.
+    """
+    try:
+        return bool(connection.wait([process.sentinel], timeout=0))
+    except ValueError:  # it has just been started
+        return False

@@ -9,7 +9,7 @@ import psutil
 
 from distrain.coordinator.run_status import read_status
 from tests.conftest import PROGRAMS
-from tests.run_folders import last_step, named, outcome, status
+from tests.run_folders import events, last_step, named, outcome, status
 from tests.started import (
     Started,
     is_training,
@@ -80,12 +80,16 @@ def test_ten_killed_workers_cost_ten_restarts_and_no_bit(digits: Path, tmp_path:
         for source, step in zip(sources, resumed, strict=True)
     )
     # On a busy machine a worker may be slow at any time, which is told of as well.
-    slow = [event["text"] for name in SLOWNESS for event in named(folder, name)]
-    life = [text for _, text in read_status(folder).life if text not in slow]
-    assert life[-3].endswith("was killed by SIGKILL")
+    names = ("restart", "resume", "end", *SLOWNESS)
+    told = [event for event in events(folder) if event["event"] in names]
+    texts = [event.get("text") or event["reason"] for event in told]
+    life = [text for _, text in read_status(folder).life]
+    assert life == texts[-len(life) :]
+    *_, lost, going_on, end = [event for event in told if event["event"] not in SLOWNESS]
+    assert lost["text"].endswith("was killed by SIGKILL")
     whence = ", from memory" if sources[-1] == "memory" else ""
-    assert life[-2].startswith(f"going on after step {resumed[-1]}{whence}")
-    assert life[-1] == "finished"
+    assert going_on["text"].startswith(f"going on after step {resumed[-1]}{whence}")
+    assert (end["event"], end["reason"]) == ("end", "finished")
 
 
 def test_fresh_moves_the_old_run_aside_once_whenever_a_worker_dies(

@@ -15,7 +15,7 @@ from launch.supervision import Supervision
 def test_a_signal_takes_no_exit_code_from_who_is_just_reading_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_signed = forkserver.read_signed  # type: ignore[attr-defined]
+    read_signed = forkserver.read_signed
 
     def read_when_asked_to_stop(sentinel: int) -> int:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -203,10 +203,10 @@ class Supervision:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """A time without workers, in which a signal ends the launcher itself."""
-        if self._asked is not None:
-            raise TerminatedError(self._asked)
-        self._waits = True
+        self._waits = True  # first: a signal that comes now is raised, and one before is seen
         try:
+            if self._asked is not None:
+                raise TerminatedError(self._asked)
             yield
         finally:
             self._waits = False
@@ -275,6 +275,16 @@ class Supervision:
 
 
 def _send(process: BaseProcess, number: int) -> None:
-    if process.pid is not None and process.is_alive():
+    if process.pid is not None and not _has_ended(process):
         with suppress(ProcessLookupError):
             os.kill(process.pid, number)
+
+
+def _has_ended(process: BaseProcess) -> bool:
+    """Not by `is_alive`, which takes the exit code: this may be within a signal's handler, while
+    the main thread is just about to do so, and would then find none.
+    """
+    try:
+        return bool(connection.wait([process.sentinel], timeout=0))
+    except ValueError:  # it has just been started
+        return False

@@ -49,6 +49,11 @@ FAULTY_STEPS = 24
 STOPPED = "with everything saved: run the same command to go on"
 
 
+def loaded(limit_s: float) -> float:
+    """A limit where others have the cores as well: whoever has to end waits for its turns."""
+    return limit_s * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def random_moments() -> random.Random:
     """Numbers from DISTRAIN_TEST_SEED, else from the time; the seed is shown where a test fails."""
     seed = int(os.environ.get("DISTRAIN_TEST_SEED", time.time_ns() // 1_000_000))

@@ -81,7 +81,7 @@ def start(*arguments: object) -> "subprocess.Popen[str]":
 
 
 def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + TIMEOUT_S
     while not path.exists() and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -120,8 +120,10 @@ def test_ctrl_c_keeps_the_work_and_says_so(
     folder, partial = tmp_path / "d", tmp_path / ".d.partial"
     with start(table, folder, *OPTIONS, "--workers", workers) as process:
         wait_for(partial / "staged" / "00000003.json", process)
+        process.send_signal(signal.SIGSTOP)  # it must not be done before it is asked to stop
         children = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)
+        process.send_signal(signal.SIGCONT)
         _, stderr = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 75, stderr
     assert stderr == (

@@ -9,10 +9,11 @@ import psutil
 
 from distrain.coordinator.run_status import read_status
 from tests.conftest import PROGRAMS
-from tests.run_folders import last_step, named, outcome, status
+from tests.run_folders import events, last_step, named, outcome, status
 from tests.started import (
     Started,
     is_training,
+    loaded,
     random_moments,
     to_end_faulty,
     train,
@@ -23,10 +24,13 @@ from tests.started import (
 KILLS, MOST_STEPS_BETWEEN, CHECKPOINT_EVERY = 10, 20, 5
 # Enough steps that no run ends before its last kill; how the weights go depends on none of this.
 LONG = (
-    *("--training.epochs", 50, "--early-stopping.patience", 50),
+    *("--training.epochs", 70, "--early-stopping.patience", 70),
     *("--checkpoint.every-steps", CHECKPOINT_EVERY),
 )
 NOTICED_S, GONE_S = 1.0, 2.0
+"""Where the cores are free; see `loaded`."""
+
+SLOWNESS = ("slow_rank", "slow_rank_over")
 
 
 def test_ten_killed_workers_cost_ten_restarts_and_no_bit(digits: Path, tmp_path: Path) -> None:
@@ -53,7 +57,7 @@ def test_ten_killed_workers_cost_ten_restarts_and_no_bit(digits: Path, tmp_path:
         assert run.ends() == 0, run.said
     print("noticed after", [f"{delay:.2f} s" for delay in delays_s])
     # The median: on a busy machine a single one says little.
-    assert median(delays_s) < NOTICED_S
+    assert median(delays_s) < loaded(NOTICED_S)
     assert outcome(folder) == expected
     resumed = [event["step"] for event in named(folder, "resume")]
     assert len(resumed) == KILLS
@@ -75,11 +79,17 @@ def test_ten_killed_workers_cost_ten_restarts_and_no_bit(digits: Path, tmp_path:
         source == "memory" or step % CHECKPOINT_EVERY == 0
         for source, step in zip(sources, resumed, strict=True)
     )
+    # On a busy machine a worker may be slow at any time, which is told of as well.
+    names = ("restart", "resume", "end", *SLOWNESS)
+    told = [event for event in events(folder) if event["event"] in names]
+    texts = [event.get("text") or event["reason"] for event in told]
     life = [text for _, text in read_status(folder).life]
-    assert life[-3].endswith("was killed by SIGKILL")
+    assert life == texts[-len(life) :]
+    *_, lost, going_on, end = [event for event in told if event["event"] not in SLOWNESS]
+    assert lost["text"].endswith("was killed by SIGKILL")
     whence = ", from memory" if sources[-1] == "memory" else ""
-    assert life[-2].startswith(f"going on after step {resumed[-1]}{whence}")
-    assert life[-1] == "finished"
+    assert going_on["text"].startswith(f"going on after step {resumed[-1]}{whence}")
+    assert (end["event"], end["reason"]) == ("end", "finished")
 
 
 def test_fresh_moves_the_old_run_aside_once_whenever_a_worker_dies(
@@ -135,7 +145,7 @@ def left_alive(up: Path, delay_s: float, digits: Path | None) -> int:
         time.sleep(delay_s)
         launcher.process.kill()
         launcher.process.wait()
-        end = time.monotonic() + GONE_S
+        end = time.monotonic() + loaded(GONE_S)
         while (alive := marked(str(up))) and time.monotonic() < end:
             time.sleep(0.02)
         for process in alive:
@@ -175,7 +185,7 @@ def test_a_lost_fork_server_costs_a_restart_and_its_successor_dies_with_the_laun
         assert len(left) == 3
         run.process.kill()
         run.process.wait()
-        _, alive = psutil.wait_procs(left, timeout=GONE_S)
+        _, alive = psutil.wait_procs(left, timeout=loaded(GONE_S))
         assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 

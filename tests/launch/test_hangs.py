@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from tests.alone import distrain_alone
-from tests.conftest import PROGRAMS, clean_environment
+from tests.conftest import PROGRAMS, TIMEOUT_S, clean_environment
 from tests.run_folders import Outcome, events, last_step, named, outcome, status
 from tests.started import Started, random_moments
 
 PROGRAM = PROGRAMS / "hanging.py"
-LIMIT_S = 2.0
+LIMIT_S = 4.0
+"""Who writes to a busy disk may stand still for a while, and does not hang."""
+
 LIMIT = {"HANG_TIMEOUT_S": str(LIMIT_S)}
 
 
@@ -119,7 +121,7 @@ def test_peers_that_give_up_first_leave_the_stacks_of_the_one_that_they_waited_f
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "run"
-    plant = {"PLANT": "forward:deadlock:9:1", "TIMEOUT_S": "2", "HANG_TIMEOUT_S": "60"}
+    plant = {"PLANT": "forward:deadlock:9:1", "TIMEOUT_S": "6", "HANG_TIMEOUT_S": "60"}
     with launch(folder, 2, **plant) as run:
         assert run.ends() == 69
     assert "rank 1 stands still for longer than parallel.timeout_s" in run.said
@@ -148,7 +150,7 @@ def test_a_worker_without_a_launcher_of_ours_finds_its_own_hang(tmp_path: Path) 
         env=clean_environment() | LIMIT | {"PLANT": "loader:loop:5:1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert ended.returncode == 1  # torchrun's own
@@ -161,17 +163,18 @@ def test_a_worker_without_a_launcher_of_ours_finds_its_own_hang(tmp_path: Path) 
 
 def test_a_slow_rank_is_named_and_nothing_is_taken_for_a_hang(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    slow = {"PLANT": "forward:slow:0:1", "EPOCHS": "12", "WINDOW_S": "1"}
+    slow = {"PLANT": "forward:slow:0:1", "EPOCHS": "6", "WINDOW_S": "1"}
     with launch(folder, 2, **slow) as run:
         assert (run.ends(), run.said) == (0, "")
     told = [event for event in named(folder, "slow_rank") if event["phase"] == "forward"]
     assert {event["rank"] for event in told} == {1}
     first = told[0]
-    assert first["seconds"] - first["usual_s"] > 0.04  # two micro-batches, 30 ms each
+    # Two micro-batches, 100 ms each; on a busy machine the other one is not quick either.
+    assert first["seconds"] - first["usual_s"] > 0.1
     assert "is slow, in the forward pass: " in first["text"]
     times = [event["seconds"] for event in named(folder, "phases")]
-    assert all(seconds["forward"] > 0.03 for seconds in times)
+    assert all(seconds["forward"] > 0.09 for seconds in times)
     # It took longer than a hang may, and so did the waits of the other rank in all.
     begin, end = events(folder)[0]["time"], events(folder)[-1]["time"]
     assert end - begin > LIMIT_S
-    assert outcome(folder) == unbroken(12)
+    assert outcome(folder) == unbroken(6)

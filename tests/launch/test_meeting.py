@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from distrain.errors import UsageError
 from launch.machines import meeting
 from launch.machines.meeting import Met, NotMetError, meet
 from launch.machines.node_range import NodeRange
+from tests.ports import held_port
 from tests.started import Started
 
 LOOPBACK = "127.0.0.1"
@@ -19,6 +21,10 @@ ELSEWHERE = "192.0.2.1"
 """Of a block that is for documentation: no machine's address."""
 
 JOIN_S = 0.6
+"""For those whom nobody is to meet."""
+
+MET_S = 60.0
+"""For those who are to meet: a busy machine may take its time."""
 
 
 @pytest.fixture(autouse=True)
@@ -29,10 +35,10 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def port() -> int:
+def port() -> Iterator[int]:
     """One of loopback that nobody listens on."""
-    with socket.create_server((LOOPBACK, 0)) as listener:
-        return int(listener.getsockname()[1])
+    with held_port(LOOPBACK) as port:
+        yield port
 
 
 @pytest.fixture
@@ -50,23 +56,27 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return known
 
 
-def try_to(host: str, port: int, node_rank: int | None, *, again: bool = False) -> Met:
-    nodes = NodeRange(1, 2, host, port, node_rank, JOIN_S)
-    return meet(nodes, time.monotonic() + JOIN_S, lambda: None, again=again)
+def met(port: int, node_rank: int | None) -> Met:
+    nodes = NodeRange(1, 2, LOOPBACK, port, node_rank, MET_S)
+    return meet(nodes, time.monotonic() + MET_S, lambda: None, again=False)
 
 
-def why_not(host: str, port: int, node_rank: int | None) -> tuple[int, str]:
-    began = time.monotonic()
+def why_not(
+    host: str, port: int, node_rank: int | None, looks: list[None] | None = None
+) -> tuple[int, str]:
+    """The exit code, and what is said; `looks` gets an item for each time that it waits."""
+    nodes, began = NodeRange(1, 2, host, port, node_rank, JOIN_S), time.monotonic()
+    looked = [] if looks is None else looks
     with pytest.raises(NotMetError) as refused:
-        try_to(host, port, node_rank)
+        meet(nodes, began + JOIN_S, lambda: looked.append(None), again=False)
     assert time.monotonic() - began < JOIN_S + 5.0, "torch's own patience has no part in it"
     assert refused.value.cause is not None
     return refused.value.cause.exit_code, refused.value.cause.text
 
 
 def test_node_rank_0_listens_on_its_own_address_alone_and_another_finds_it(port: int) -> None:
-    kept = try_to(LOOPBACK, port, 0)
-    found = try_to(LOOPBACK, port, 1)
+    kept = met(port, 0)
+    found = met(port, 1)
     assert (kept.keeps_store, found.keeps_store) == (True, False)
     assert (kept.address, found.address) == (LOOPBACK, LOOPBACK)
     kept.store.set("key", "told")
@@ -76,7 +86,7 @@ def test_node_rank_0_listens_on_its_own_address_alone_and_another_finds_it(port:
 
 
 def test_without_node_ranks_the_first_with_the_address_keeps_the_store(port: int) -> None:
-    first, second = try_to(LOOPBACK, port, None), try_to(LOOPBACK, port, None)
+    first, second = met(port, None), met(port, None)
     assert (first.keeps_store, second.keeps_store) == (True, False)
 
 
@@ -84,20 +94,20 @@ def test_a_name_is_waited_for_and_resolved_anew(
     port: int, names: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     names["pod-0.run"] = ELSEWHERE  # of the pod before
-    first = NodeRange(1, 2, "pod-0.run", port, 0, 30.0)
-    began = time.monotonic()
+    first, looks = NodeRange(1, 2, "pod-0.run", port, 0, MET_S), list[None]()
 
     def look() -> None:
-        if time.monotonic() - began > 0.5:
+        looks.append(None)
+        if len(looks) == 3:  # by then it is said what is waited for
+            del names["pod-0.run"]
+        elif len(looks) == 5:
             names["pod-0.run"] = LOOPBACK
-        elif time.monotonic() - began > 0.3:
-            names.pop("pod-0.run", None)
 
-    assert meet(first, began + 30.0, look, again=False).keeps_store
+    assert meet(first, time.monotonic() + MET_S, look, again=False).keeps_store
     waits, warns = capsys.readouterr().err.splitlines()
     assert waits == (
         f"distrain: --rendezvous pod-0.run:{port}: pod-0.run ({ELSEWHERE}) is no address of this "
-        "machine: trying for up to 30 s"
+        "machine: trying for up to 60 s"
     )
     assert warns == (
         f"distrain: pod-0.run is {LOOPBACK} here, which no other machine reaches: give "
@@ -129,14 +139,14 @@ def test_a_name_that_nobody_knows_is_a_mistake_unless_it_may_come_and_no_answer_
 def test_node_rank_0_on_another_machine_is_refused_at_once(
     port: int, names: dict[str, str]
 ) -> None:
-    began = time.monotonic()
-    assert why_not(ELSEWHERE, port, 0) == (
+    looks = list[None]()
+    assert why_not(ELSEWHERE, port, 0, looks) == (
         78,
         f"--rendezvous {ELSEWHERE}:{port}: {ELSEWHERE} is no address of this machine: "
         "--node-rank 0 keeps the rendezvous: start it on the machine that has the address, or "
         "give one of this machine",
     )
-    assert time.monotonic() - began < JOIN_S
+    assert not looks, "it does not wait"
     # A name may be this machine's in a moment.
     names["login"] = ELSEWHERE
     code, said = why_not("login", port, 0)

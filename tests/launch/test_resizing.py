@@ -20,7 +20,8 @@ from tests.started import (
 )
 
 # Checkpoints are rare, so that a step that a change of size lost would be seen.
-JOB = ("--training.epochs", 30, "--early-stopping.patience", 30, "--checkpoint.every-steps", 150)
+EVERY = 300
+JOB = ("--training.epochs", 60, "--early-stopping.patience", 60, "--checkpoint.every-steps", EVERY)
 
 
 def elastic(digits: Path, folder: Path, workers: str, *more: object) -> Started:
@@ -49,7 +50,7 @@ def test_a_run_grows_and_shrinks_as_it_is_asked_to_and_no_step_is_lost(
     ]
     saved = [event["step"] for event in named(folder, "checkpoint")]
     left_at = [event["step"] for event in named(folder, "resume")]
-    assert [step for step in saved if step % 150 or step in left_at] == left_at, (
+    assert [step for step in saved if step % EVERY or step in left_at] == left_at, (
         "each went on where it was saved"
     )
     assert status(folder)["starts"] == 1 + len(sizes)
@@ -59,20 +60,24 @@ def test_a_run_grows_and_shrinks_as_it_is_asked_to_and_no_step_is_lost(
 def test_a_place_that_loses_its_worker_twice_with_no_step_between_is_given_up(
     digits: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "run"
-    job = ("--training.epochs", 400, "--early-stopping.monitor", "None")
-    with elastic(digits, folder, "2:3", *job) as run:
+    folder, hold = tmp_path / "run", tmp_path / "hold"
+    job = ("--training.epochs", 400, "--training.micro-batch", 64)
+    with train_faulty(digits, folder, "2:3", *job, HOLD=str(hold), STEP_S="0.05") as run:
         run.until(lambda: is_training(folder, 1))
+        hold.touch()  # from now on no start does a step
         for number in (1, 2):
             run.worker(1).kill()
             run.until(lambda: f"(restart {number} of 10)" in run.said)  # noqa: B023
         assert "place 1 was lost twice with no step between, and is given up: 2 workers" in run.said
+        hold.unlink()
         run.until(lambda: status(folder)["workers"] == 2 and len(run.workers()) == 2)
         run.until(lambda: is_training(folder, len(named(folder, "resume")) + 1))
+        hold.touch()
         # At 2 workers of at least 2 none is given up any more.
         for number in (3, 4):
             run.worker(0).kill()
             run.until(lambda: f"(restart {number} of 10)" in run.said)  # noqa: B023
+        hold.unlink()
         run.until(lambda: len(run.workers()) == 2)
         run.process.send_signal(signal.SIGTERM)
         assert run.ends() == 75
@@ -95,7 +100,7 @@ def test_a_size_that_never_ends_its_step_costs_that_step_alone(
 ) -> None:
     folder, calls = tmp_path / "run", tmp_path / "calls"
     fault = {"FAULT": "all:hang:7", "CALLS": str(calls)}
-    with train_faulty(digits, folder, "1:2", "--run.grace-s", 4, **fault) as run:
+    with train_faulty(digits, folder, "1:2", "--run.grace-s", 8, **fault) as run:
         run.until(lambda: last_step(folder) == 7)
         resize(folder, 1)
         run.until(lambda: bool(named(folder, "resume")))

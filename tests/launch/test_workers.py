@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.conftest import PROGRAMS, ROOT, TIMEOUT_S, Completed, clean_environment
+from tests.started import LIMIT_S, loaded
 
 Run = Callable[..., Completed]
 
@@ -110,7 +111,7 @@ def test_killing_the_launcher_leaves_no_worker(tmp_path: Path) -> None:
 
 def left_alive(processes: list[psutil.Process], limit_s: float = 2.0) -> list[psutil.Process]:
     """Those that still run after the time; what only waits for init to take its code has ended."""
-    end = time.monotonic() + limit_s
+    end = time.monotonic() + loaded(limit_s)
     while True:
         alive = [each for each in processes if is_alive(each)]
         if not alive or time.monotonic() > end:
@@ -147,8 +148,8 @@ def test_a_local_run_listens_on_loopback_alone(tmp_path: Path) -> None:
         launcher.wait()
 
 
-def wait_for(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
-    end = time.monotonic() + limit_s
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + LIMIT_S
     while not condition():
         assert time.monotonic() < end, "the workers did not start"
         time.sleep(0.05)

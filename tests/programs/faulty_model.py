@@ -1,11 +1,13 @@
 """A small model with batch norm that is slow, dies or raises where the environment says so.
 
-For `model.build = "faulty_model:build"`, with two micro-batches a step and one or two workers.
+For `model.build = "faulty_model:build"`, with two micro-batches a step and one or two workers; with
+more of them where no fault is planted.
 
     FAULT=RANK:KIND:STEPS   in training, after so many steps of this start, on this rank (or `all`):
                             hang (for ten minutes), kill or raise; or lose: at the model's
                             building, the first time alone, the worker is killed
     STEP_S, EVALUATION_S    how long a training step, and a forward pass of an evaluation, take
+    HOLD=FILE               the model is not built as long as this is there
     CALLS=FILE              FILE-RANK gets a line for each build, and each pass of an evaluation
 """
 
@@ -38,7 +40,7 @@ class Fault(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._passes = 0
-        self._passes_per_step = MICRO_BATCHES // int(WORLD_SIZE)
+        self._passes_per_step = max(1, MICRO_BATCHES // int(WORLD_SIZE))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -74,6 +76,8 @@ def fail(kind: str) -> None:
 
 def build(num_outputs: int) -> nn.Module:
     note("build")
+    while "HOLD" in os.environ and Path(os.environ["HOLD"]).exists():
+        time.sleep(0.01)
     if planted()[0] == "lose" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0":
         fail("kill")
     return nn.Sequential(

@@ -4,8 +4,8 @@ Usage: hanging.py RUN_FOLDER, with
 
     PLANT=PLACE:KIND:CALLS:RANK
         PLACE   loader, forward, evaluation
-        KIND    deadlock, loop, hold (the interpreter), stop (SIGSTOP), or slow (30 ms more at
-                each call from there on)
+        KIND    deadlock, loop, hold (the interpreter), stop (SIGSTOP), or slow (100 ms more
+                at each call from there on)
         CALLS   of that place come before it
     PLANTED=FILE       made when it hangs, which it does once then
     HANG_TIMEOUT_S, TIMEOUT_S, EPOCHS, WINDOW_S (of slow ranks)
@@ -28,7 +28,7 @@ from data_pipeline.augment.draw import Draw
 from data_pipeline.augment.transform import Samples
 from distrain.coordinator import slow_ranks
 
-SLOW_S = 0.03
+SLOW_S = 0.1
 
 calls: dict[str, int] = {}
 

@@ -30,17 +30,27 @@ class Requests:
         self._path = folder / RESIZE
 
     def take(self) -> int | None:
-        """The number of workers that is asked for; None where nobody asks."""
+        """The number of workers that is asked for, last of all; None where nobody asks."""
+        if self._asked(self._path) is None:
+            return None
+        # Set aside before it counts: one written meanwhile is taken in its place, or the next time.
+        aside = self._path.with_name(f"{self._path.name}.taken")
         try:
-            asked = json.loads(self._path.read_bytes())
-            if asked["launch"] != os.environ[BEGAN]:
-                return None
-            workers = int(asked["workers"])
+            self._path.replace(aside)
+            return self._asked(aside)
+        except OSError:  # its author has taken it back
+            return None
+        finally:
+            with suppress(OSError):
+                aside.unlink()
+
+    def _asked(self, path: Path) -> int | None:
+        """What a request says; None where it is not there, is none, or is for another launch."""
+        try:
+            asked = json.loads(path.read_bytes())
+            return int(asked["workers"]) if asked["launch"] == os.environ[BEGAN] else None
         except (OSError, ValueError, TypeError, KeyError):
-            return None  # not there, or no request
-        with suppress(OSError):
-            self._path.unlink()
-        return workers
+            return None
 
 
 def resize(folder: Path, workers: int) -> str:

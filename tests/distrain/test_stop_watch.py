@@ -348,7 +348,7 @@ def test_the_time_limit_raises_a_flag_of_its_own() -> None:
 
 
 def test_the_time_limit_raises_no_flag_before_its_time(clock: Clock) -> None:
-    with watch(max_time_s=1000.0) as stops:
+    with watch(max_time_s=1000.0, grace_s=4000.0) as stops:
         clock.move(500.0)
         time.sleep(0.2)
         assert stops.flag == 0

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
 
@@ -141,7 +142,7 @@ class Started:
         self.process.kill()
         self.process.wait()
         for worker in workers.values():
-            if worker.is_running():
+            with suppress(psutil.NoSuchProcess):
                 worker.kill()
         self._reader.join(timeout=10)
         if self.process.stderr is not None:

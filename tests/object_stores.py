@@ -48,12 +48,13 @@ class Gate:
         query = environ.get("QUERY_STRING", "")
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"] + f"?{query}" * bool(query)
         self.seen.append((method, path))
+        opened = self._opened  # before anybody learns of it, who may close the gate anew
         if self._matches(method, path):
             self.reached.set()
             if self._refuses:
                 start_response("403 Forbidden", [("Content-Type", "application/xml")])
                 return [DENIED]
-            self._opened.wait(60)
+            opened.wait(600)
         return self._within(environ, start_response)
 
 

@@ -11,7 +11,8 @@ import torch
 from distrain.parallel.communicator import Message
 from distrain.parallel.world import World
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 120.0
+"""One of them may have to compile what the others wait for, on a busy machine."""
 T = TypeVar("T")
 
 

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn, Protocol, Self
@@ -149,6 +149,7 @@ class StopWatch:
         self._grace_s, self._max_time_s, self._save_last = grace_s, max_time_s, save_last
         self._handled = False
         self._interrupts = self._interrupts_noted = 0
+        self._hearing = threading.RLock()  # a signal may come while another is being answered
         self._saving = threading.Lock()
         self._stack, self._handlers = ExitStack(), ExitStack()
         self._ear, self._mouth = socket.socketpair()
@@ -210,11 +211,22 @@ class StopWatch:
         """All is done by the thread; a second Ctrl-C ends the program as it always does."""
         if number != signal.SIGINT:
             return
-        # The thread may not have had its turn yet; and two that come while the main thread is away
-        # are a single call here.
+        # Two that come while the main thread is away are a single call here, and the thread may not
+        # have had its turn since.
         self._interrupts_noted += 1
-        if max(self._interrupts_noted, self._interrupts) > 1:
+        with self._hearing:
+            unheard = b""
+            with suppress(OSError):  # there is nothing, or the watch is over
+                unheard = self._ear.recv(256, socket.MSG_PEEK)
+            interrupts = self._interrupts + unheard.count(signal.SIGINT)
+        if max(self._interrupts_noted, interrupts) > 1:
             raise InterruptedAgainError
+
+    def _hear(self) -> bytes:
+        with self._hearing:
+            heard = self._ear.recv(256)
+            self._interrupts += heard.count(signal.SIGINT)
+            return heard
 
     def _asked_for(self, heard: bytes) -> int:
         """The signal that counts of some; one that ends the run before another number of workers.
@@ -232,11 +244,10 @@ class StopWatch:
             until = min((at for at in (deadline, give_up) if at is not None), default=None)
             wait_s = None if until is None else max(0.0, until - time.monotonic())
             if select.select([self._ear], [], [], wait_s)[0]:
-                heard = self._ear.recv(256)
+                heard = self._hear()
                 if _END in heard or not heard:
                     return
                 asked = self._asked_for(heard)
-                self._interrupts += heard.count(signal.SIGINT)
                 if RELAY in heard and not self.flag and give_up is None:
                     give_up = time.monotonic() + self._grace_s / 2
             elif until == deadline:

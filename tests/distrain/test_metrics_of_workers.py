@@ -178,21 +178,21 @@ def test_a_metric_of_others_gets_fixed_pieces_in_stored_order() -> None:
     given: list[list[int]] = []
 
     class Watching:
+        def __init__(self) -> None:
+            self.given: list[int] = []
+            given.append(self.given)
+
         def update(self, outputs: torch.Tensor, target: torch.Tensor) -> None:
             assert outputs.shape == (*target.shape, CLASSES)
-            given[-1].extend([len(target), *target.tolist()])
+            self.given.extend([len(target), *target.tolist()])
 
         def compute(self) -> float:
             return torch.rand(()).item()
 
-    def make() -> Watching:
-        given.append([])
-        return Watching()
-
     rng = np.random.default_rng(0)
     outputs, target = rng.standard_normal((300, CLASSES)), rng.integers(0, CLASSES, 300)
     data = Dataset.from_arrays({"x": outputs, "y": target}, classes={"y": list("abcde")})
-    metrics = MetricSet((TorchMetric("drawn", make),), CLASSES)
+    metrics = MetricSet((TorchMetric("drawn", Watching),), CLASSES)
     pieces = (target[:ROWS], target[ROWS : 2 * ROWS], target[2 * ROWS :])
     whole = [value for piece in pieces for value in (len(piece), *piece.tolist())]
     (alone,) = on_workers(1, data, metrics)

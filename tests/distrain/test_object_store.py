@@ -289,7 +289,7 @@ def test_an_endpoint_that_never_answers_is_given_up_within_a_minute(
         began = time.monotonic()
         with pytest.raises(StorageError, match=r"cannot reach s3://b/p/0123abcd: .*endpoint_over"):
             open_store(tmp_path, RUN_ID, address).check()
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 60
 
 
 def test_a_run_ends_at_its_start_where_its_store_cannot_be_reached(

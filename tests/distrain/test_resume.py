@@ -3,9 +3,7 @@
 import hashlib
 import json
 import math
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -254,6 +253,14 @@ def start(
     )
 
 
+def kill_with_its_workers(run: subprocess.Popen[str]) -> None:
+    """Kills the command, unless it has ended; gives back once all that it has started is gone."""
+    below = psutil.Process(run.pid).children(recursive=True) if run.poll() is None else []
+    run.kill()
+    run.wait()
+    assert not psutil.wait_procs(below, timeout=120.0)[1], "its workers die with it"
+
+
 @pytest.mark.parametrize("options", [(), AVERAGED], ids=["plain", "averaged"])
 def test_a_run_killed_with_all_its_workers_goes_on_at_other_numbers_of_them(
     digits: Path, tmp_path: Path, options: Sequence[str]
@@ -271,9 +278,7 @@ def test_a_run_killed_with_all_its_workers_goes_on_at_other_numbers_of_them(
             time.sleep(0.02)
         if workers != 3:
             time.sleep(moments.uniform(0.0, 0.8))
-            os.kill(run.pid, signal.SIGKILL)
-            run.wait()
-            time.sleep(0.5)  # for the workers to die with it
+            kill_with_its_workers(run)
         else:
             assert run.wait(timeout=240) == 0, run.communicate()
         if run.stderr is not None:

@@ -19,7 +19,12 @@ from data_pipeline import Dataset, augment
 from distrain.coordinator.checkpoint import newest_checkpoint
 from distrain.coordinator.folder_store import FolderStore
 from distrain.coordinator.run_layout import steps_in
-from distrain.coordinator.stops import WATCHED, InterruptedAgainError, StoppedError
+from distrain.coordinator.stops import (
+    WATCHED,
+    InterruptedAgainError,
+    StoppedError,
+    StopWatch,
+)
 from distrain.errors import ConfigError
 from distrain.micro_batch import Columns, MicroBatchResult
 from distrain.parallel.replicas import weights_digest
@@ -38,10 +43,13 @@ def nobody(_training: bool, _number: int) -> None:
 
 
 def ask(*signals: int) -> None:
-    """Sends signals to this process, each with time to be heard of."""
+    """Sends signals to this process, each of which is heard of before the next."""
     for number in signals:
         os.kill(os.getpid(), number)
-        time.sleep(0.1)
+        end = time.monotonic() + 60.0
+        while not _now.watch.flag:  # the watcher's thread has had no turn yet
+            assert time.monotonic() < end
+            time.sleep(0.002)
 
 
 def in_step(step: int, *signals: int) -> Asks:
@@ -66,13 +74,26 @@ def build_net() -> nn.Module:
 
 
 class _Now:
-    """Who asks the run under way to stop, and the micro-batches seen so far."""
+    """Who asks the run under way to stop, who hears it, and the micro-batches seen so far."""
 
     asks: Asks
+    watch: StopWatch
     calls: dict[bool, int]
 
 
 _now = _Now()
+
+
+@pytest.fixture(autouse=True)
+def _watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `ask` know who watches for signals."""
+    enter = StopWatch.__enter__
+
+    def entered(self: StopWatch) -> StopWatch:
+        _now.watch = self
+        return enter(self)
+
+    monkeypatch.setattr(StopWatch, "__enter__", entered)
 
 
 def fit(digits: Path, folder: Path | None, asks: Asks = nobody, **options: Any) -> distrain.Trainer:

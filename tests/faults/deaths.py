@@ -9,7 +9,7 @@ import psutil
 from distrain.coordinator.host_memory import SnapshotFolder
 from tests.faults.job import SHARDED, STEPS
 from tests.faults.trial import WORKERS, Injection, Plant, Trial
-from tests.run_folders import last_step, named
+from tests.run_folders import named
 from tests.started import Started
 
 MOST_CALLS = {
@@ -96,7 +96,7 @@ def killed_thirty_times(trial: Trial) -> None:
     twice = trial.draw.sample(goals, 10)
     with trial.start() as run:
         for goal in goals:
-            run.until(lambda: last_step(trial.run) >= goal)  # noqa: B023 - it is called here
+            trial.until_step(run, goal)
             time.sleep(trial.draw.uniform(0.0, 0.02))
             kill_a_worker(trial, run)
             if goal in twice:

@@ -49,6 +49,7 @@ def link_cut_for_a_while(trial: Trial) -> None:
     """For less or more time than it takes until the other machine is given up."""
     with two_hosts() as hosts, training_on_both(trial, hosts) as (first, second):
         hosts.cut(1)
+        trial.let_go_on()
         time.sleep(trial.draw.choice([trial.draw.uniform(0.1, 2.0), trial.draw.uniform(2.0, 12.0)]))
         hosts.mend(1)
         trial.injected += 1

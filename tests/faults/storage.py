@@ -56,6 +56,7 @@ def full_for_a_while(trial: Trial) -> None:
         with trial.start() as run:
             trial.until_a_moment(run, 5, 25)
             fill(disk)
+            trial.let_go_on()
             # The log tells of no step now: what the workers are given does.
             begun = len(uses(trial.points)) + CHECKPOINT_EVERY + trial.draw.randint(1, 12)
             run.until(lambda: len(uses(trial.points)) >= begun)
@@ -94,6 +95,7 @@ def read_only(trial: Trial) -> None:
     with trial.start() as run:
         trial.until_a_moment(run, 9, 20)
         with immutable(checkpoints):
+            trial.let_go_on()
             before = len(named(trial.run, "checkpoint_failed"))
             run.until(lambda: len(named(trial.run, "checkpoint_failed")) > before)
             if trial.draw.random() < 0.5:

@@ -16,6 +16,8 @@ from tests.started import Started
 
 WORKERS = 3
 STEP_S = "0.02"
+HELD_AFTER = 5
+"""Steps after the one that was waited for."""
 
 
 class MissingToolError(Exception):
@@ -42,15 +44,24 @@ class Trial:
         run: The run's folder.
         draw: The only source of what is random in it.
         variant: Of the job.
-        injected: How often the fault has struck so far.
     """
 
     def __init__(self, digits: Path, folder: Path, draw: random.Random, variant: str) -> None:
         self.digits, self.folder, self.draw, self.variant = digits, folder, draw, variant
         self.run, self.points = folder / "run", folder / "points"
-        self.injected = 0
+        self._injected = 0
         self._ended: int | None = None
         self._planted = 0
+
+    @property
+    def injected(self) -> int:
+        """How often the fault has struck so far; the run is let go on with the next one."""
+        return self._injected
+
+    @injected.setter
+    def injected(self, number: int) -> None:
+        self._injected = number
+        self.let_go_on()
 
     @property
     def is_done(self) -> bool:
@@ -86,9 +97,22 @@ class Trial:
 
     def until_a_moment(self, run: Started, earliest: int = 1, latest: int = STEPS - 10) -> None:
         """Waits until a drawn step is done, and then some drawn part of one more."""
-        goal = self.draw.randint(earliest, latest)
-        run.until(lambda: last_step(self.run) >= goal)
+        self.until_step(run, self.draw.randint(earliest, latest))
         time.sleep(self.draw.uniform(0.0, 0.04))
+
+    def until_step(self, run: Started, goal: int) -> None:
+        """Waits until a step is done; on a busy machine the run then waits for the fault.
+
+        Some steps later, so that it goes on as usual elsewhere.
+        """
+        aside = self.points / "hold.partial"
+        aside.write_text(str(goal + HELD_AFTER))
+        aside.replace(self.points / "hold")
+        run.until(lambda: last_step(self.run) >= goal)
+
+    def let_go_on(self) -> None:
+        """The fault is there; or nothing more is waited for."""
+        (self.points / "hold").unlink(missing_ok=True)
 
     def until_a_later_moment(self, run: Started) -> None:
         """The same, within the next steps; where few are left, at once."""
@@ -97,6 +121,7 @@ class Trial:
 
     def ends(self, run: Started, *codes: int) -> None:
         """Waits for the command's end, with one of these exit codes (0 where none is given)."""
+        self.let_go_on()
         self._ended = run.ends()
         assert self._ended in (codes or (0,)), f"exit code {self._ended}: {run.said}"
 

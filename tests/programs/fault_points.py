@@ -9,6 +9,8 @@ n-th call of the point since the process has begun, and so much later. What was 
 `done-NUMBER` there. The same folder takes `rows-PID.jsonl`: for each step that this worker begins,
 the rows of the data that it was given, and the mark of the start that all its workers share.
 
+The number in `hold`, where that is there, is of a step that is not begun before it is gone.
+
     FAULT_STEP_S            how long a training step lasts at least
 """
 
@@ -152,6 +154,19 @@ class Rows:
         self._file.flush()
 
 
+def wait_where_held(step: int) -> None:
+    """The run must not end before the test has done to it what it is about to do."""
+    hold = FOLDER / "hold"
+    while True:
+        try:
+            first_held = int(hold.read_text())
+        except FileNotFoundError:
+            return
+        if step < first_held:
+            return
+        time.sleep(0.002)
+
+
 def trace_rows() -> None:
     """Has the data's column `row` come with each batch, and each step note it."""
     rows = Rows()
@@ -169,6 +184,7 @@ def trace_rows() -> None:
     def traced(
         self: TrainingStep, batch: GlobalBatch, columns: Any, *arguments: Any, **named: Any
     ) -> StepResult:
+        wait_where_held(batch.step)
         rows.used(batch.step, columns["row"].tolist())
         time.sleep(STEP_S)
         return step(self, batch, columns, *arguments, **named)

@@ -23,7 +23,8 @@ from distrain.micro_batch import Columns, MicroBatchResult
 
 ROWS, GLOBAL_BATCH, MICRO_BATCH, EPOCHS = 80, 16, 4, 6
 STEPS_PER_EPOCH = ROWS // GLOBAL_BATCH
-SLEEP_S = 100.0
+SLEEP_S = 1000.0
+TOGETHER_S = 300.0
 FLIPPED = "2.weight"
 
 
@@ -65,7 +66,18 @@ def run(model: nn.Module, columns: Columns) -> MicroBatchResult:
     return loss, len(outputs), outputs
 
 
+def come_together(folder: Path) -> None:
+    """Waits until all workers have imported what they need: joining has the exchanges' limit."""
+    folder.mkdir(exist_ok=True)
+    (folder / os.environ.get("RANK", "0")).touch()
+    end = time.monotonic() + TOGETHER_S
+    while len(list(folder.iterdir())) < int(os.environ.get("WORLD_SIZE", "1")):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def main(out: Path, check_every: int, timeout_s: float) -> None:
+    come_together(out.with_name("together"))
     trainers: list[distrain.Trainer] = []
 
     def schedule(step: int) -> float:

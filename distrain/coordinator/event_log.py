@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from heapq import nsmallest
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from data_pipeline.durable import write_whole
@@ -54,6 +55,7 @@ class EventLog:
         """
         self._path, self._check = folder / EVENTS, check
         self._pending, self._failing = b"", False
+        self._writing = RLock()  # the watcher of stops and the guard against hangs write as well
         self._times_back = times_back
         try:
             if (step or times_back) and self._path.exists():
@@ -70,17 +72,18 @@ class EventLog:
         if self._times_back:
             fields["times_back"] = self._times_back
         line = json.dumps({"event": event, **fields, "time": round(time.time(), 3)}) + "\n"
-        self._pending += line.encode()
-        try:
-            self._write_pending()
-        except StorageError as error:
-            if len(self._pending) > MOST_PENDING_BYTES:
-                raise
-            if not self._failing:
-                say(f"{error}: the run goes on, and its events are kept until there is room")
-            self._failing = True
-        else:
-            self._failing = False
+        with self._writing:
+            self._pending += line.encode()
+            try:
+                self._write_pending()
+            except StorageError as error:
+                if len(self._pending) > MOST_PENDING_BYTES:
+                    raise
+                if not self._failing:
+                    say(f"{error}: the run goes on, and its events are kept until there is room")
+                self._failing = True
+            else:
+                self._failing = False
 
     def _write_pending(self) -> None:
         if os.fstat(self._file.fileno()).st_size != self._size and self._check is not None:
@@ -144,11 +147,12 @@ class EventLog:
         fields = {"reason": ending.reason, "exit_code": ending.exit_code, **ending.details}
         if ending.best_epoch is not None:
             fields["best_epoch"] = ending.best_epoch
-        try:
-            self._write("end", **fields)
-            self._write_pending()
-        finally:
-            self._file.close()
+        with self._writing:
+            try:
+                self._write("end", **fields)
+                self._write_pending()
+            finally:
+                self._file.close()
 
     def note(self, event: str, text: str, **fields: Any) -> None:
         """An event of its own name; after one of going back all lines say how often that was."""

@@ -4,11 +4,13 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import StringIO
 from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import sleep
 from typing import Any
 from unittest import mock
 
@@ -129,6 +131,24 @@ def test_each_line_is_in_the_file_at_once(tmp_path: Path) -> None:
     for count in range(1, 4):
         log.step(step_result(count))
         assert len(list(lines(tmp_path))) == count
+    log.end(Ending("finished", 0))
+
+
+def test_lines_of_several_threads_come_once_and_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EventLog(tmp_path)
+    file = log._file
+
+    def write_slowly(line: bytes) -> int:
+        sleep(0.001)  # others have their turn between what is taken and what is left
+        return file.write(line)
+
+    slow = mock.Mock(wraps=file, **{"write.side_effect": write_slowly})
+    with monkeypatch.context() as slowly, ThreadPoolExecutor(4) as threads:
+        slowly.setattr(log, "_file", slow)
+        list(threads.map(lambda number: log.note("slow", "text", number=number), range(100)))
+    assert sorted(event["number"] for event in lines(tmp_path)) == list(range(100))
     log.end(Ending("finished", 0))
 
 

@@ -24,7 +24,7 @@ from launch.commands.replay_command import add_replay, replay
 from launch.commands.run_parser import add_resize, add_status, run_resize, run_status
 from launch.commands.submit_command import add_submit, submit
 from launch.commands.train_parser import add_train, run_train
-from launch.failure import Cause, TerminatedError, report_of, tell
+from launch.failure import HANDED_ON, Cause, TerminatedError, report_of, tell
 from launch.kubernetes.jobs_parser import add_jobs, run_jobs
 from launch.machines.node_range import STORE_THREAD
 
@@ -156,7 +156,8 @@ def command() -> NoReturn:
     try:
         main()
     except SystemExit as ended:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is told: the rest is Python's own end
+        for number in HANDED_ON:
+            signal.signal(number, signal.SIG_IGN)  # all is told: the rest is Python's own end
         if all(thread.name != STORE_THREAD for thread in threading.enumerate()):
             raise
         for stream in (sys.stdout, sys.stderr):

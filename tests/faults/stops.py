@@ -4,6 +4,7 @@ import signal
 import time
 
 from tests.faults.trial import Injection, Trial
+from tests.run_folders import status
 from tests.started import Started
 
 USUAL_S = 5.0
@@ -35,6 +36,9 @@ def ask(trial: Trial, run: Started, number: signal.Signals) -> None:
         else:
             run.process.send_signal(number)
         trial.injected += 1
-    # Python itself ends by a signal until the program has begun; nothing has been done then.
-    by_python = (-number, 128 + number) if not has_begun else ()
+    # Python itself ends by a signal until the program has begun, and nothing has been done then;
+    # so does a launcher between its run's end and its own.
+    by_python = (-number, 128 + number)
     trial.ends(run, 0, 75, *by_python)
+    if has_begun and run.ends() in by_python:
+        assert status(trial.run)["state"] == "done"

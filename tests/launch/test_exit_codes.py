@@ -5,13 +5,15 @@ Which faults are worth another start is seen here too: those of 69 alone are.
 
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from distrain.errors import ExitCode
-from tests.conftest import ROOT, Completed
+from tests.conftest import ROOT, TIMEOUT_S, Completed, clean_environment
 from tests.run_folders import last_step, named, outcome, status
 from tests.started import (
     FAULTY_STEPS,
@@ -43,6 +45,20 @@ def test_0_for_a_run_that_is_done(digits: Path, tmp_path: Path) -> None:
     said = status(folder)
     assert (said["state"], said["reason"], said["exit_code"]) == ("done", "finished", 0)
     assert named(folder, "end")[-1]["exit_code"] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_0_also_where_a_signal_comes_while_python_ends(number: signal.Signals) -> None:
+    program = (
+        "import atexit, os, sys, launch.main\n"
+        f"atexit.register(os.kill, os.getpid(), {number:d})\n"
+        "sys.argv[1:] = ['--version']\n"
+        "launch.main.command()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=clean_environment(), timeout=TIMEOUT_S, check=False
+    )
+    assert done.returncode == 0
 
 
 def test_0_for_a_run_that_has_stopped_early(digits: Path, tmp_path: Path) -> None:

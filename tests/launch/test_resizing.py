@@ -1,13 +1,15 @@
 """Runs whose number of workers changes under way: the same bits, and no step lost for it."""
 
+import json
 import signal
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from distrain.coordinator.stops import BEGAN
 from distrain.errors import UsageError
-from launch.resizing import resize
+from launch.resizing import Requests, resize
 from tests.run_folders import events, last_step, named, outcome, status
 from tests.started import (
     Started,
@@ -132,3 +134,26 @@ def test_requests_that_can_not_be_are_refused_by_name(digits: Path, tmp_path: Pa
             resize(folder, 1)
     assert not named(folder, "workers")
     assert [event["step"] for event in events(folder) if event["event"] == "resume"]
+
+
+def test_a_request_that_comes_while_another_is_taken_is_taken_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, later = tmp_path / "resize.json", iter([3])
+    monkeypatch.setenv(BEGAN, "this launch")
+
+    def ask(workers: int) -> None:
+        path.write_text(json.dumps({"launch": "this launch", "workers": workers}))
+
+    def read(path: Path) -> bytes:
+        content = path.read_text().encode()
+        for workers in later:
+            ask(workers)
+        return content
+
+    ask(2)
+    monkeypatch.setattr(Path, "read_bytes", read)
+    requests = Requests(tmp_path)
+    assert requests.take() == 3
+    assert requests.take() is None
+    assert list(tmp_path.iterdir()) == []

@@ -20,13 +20,22 @@ from distrain.errors import LostPeerError, is_lost_peer, named_ranks
 from distrain.parallel import world as worlds
 from distrain.parallel.world import World
 
-LISTEN_S = 2.0
-"""How long the words of others are waited for: they fail within a moment of each other."""
-
 _LISTEN_EVERY_S = 0.05
 
 _TIMED_OUT = re.compile(r"[Tt]imed? ?out")
 _TIMEOUT, _CLOSED = "timeout", "closed"
+
+LISTEN_S = {_CLOSED: 2.0, _TIMEOUT: 10.0}
+"""How long the words of others are waited for, by this worker's own.
+
+A lost connection is noticed within a moment by all. Who has waited too long may have come to the
+exchange seconds before another, which is late, and not missing: rank 0 writes to a slow disk.
+"""
+
+NOTED_S = 1.0
+"""The others listen so much longer than rank 0, which notes how the run ends: once one of them has
+gone, its launcher gives those that are left little time.
+"""
 
 
 class Store(Protocol):
@@ -76,12 +85,7 @@ def word_of(detail: str) -> str:
 
 
 def call_roll(
-    store: Store,
-    rank: int,
-    world_size: int,
-    word: str,
-    close: Callable[[], None],
-    listen_s: float = LISTEN_S,
+    store: Store, rank: int, world_size: int, word: str, close: Callable[[], None]
 ) -> dict[int, str]:
     """Leaves this worker's word; the words that were left by rank, after some time or once all are.
 
@@ -89,17 +93,29 @@ def call_roll(
     """
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     keys = {other: f"distrain/roll/{start}/{other}" for other in range(world_size)}
-    store.set(keys[rank], word)
+    said_at, began = time.time(), time.monotonic()
+    store.set(keys[rank], f"{word} {said_at}")
     close()
-    end, words = time.monotonic() + listen_s, dict[int, str]()
+    words, times = dict[int, str](), {rank: said_at}
     while len(words) < world_size:
         for other, key in keys.items():
             if other not in words and store.check([key]):
-                words[other] = store.get(key).decode()
-        if time.monotonic() > end:
+                words[other], at = store.get(key).decode().split()
+                times[other] = float(at)
+        late_s = said_at - min(times.values())
+        if time.monotonic() - began > listening_s(word, rank, late_s):
             break
         time.sleep(_LISTEN_EVERY_S)
     return words
+
+
+def listening_s(word: str, rank: int, late_s: float) -> float:
+    """How long a worker listens that has left its word so long after the first, by the wall clock.
+
+    All end at about the same moment; clocks of machines that differ much cost some of that.
+    """
+    least_s, most_s = LISTEN_S[_CLOSED], LISTEN_S[word]
+    return max(least_s, most_s - late_s) + (NOTED_S if rank else 0.0)
 
 
 def loss_text(

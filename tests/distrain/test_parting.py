@@ -122,7 +122,9 @@ def test_a_worker_that_ends_early_ends_the_others_which_say_who(
 def test_a_worker_that_stands_still_ends_the_others_after_the_limit(
     tmp_path: Path, launcher: tuple[str, ...]
 ) -> None:
-    done = train(tmp_path / "run", 3, "sleep 2 7 0", timeout_s=10.0, launcher=launcher)
+    # One of the others comes to the exchange well after the first: it is late, and not missing.
+    plan = "sleep 2 7 0;late 0 7 4"
+    done = train(tmp_path / "run", 3, plan, timeout_s=10.0, launcher=launcher)
     assert done.returncode == (ExitCode.WORKER_LOST if launcher == OURS else 1)
     assert "rank 2 stands still for longer than parallel.timeout_s: the others" in done.stderr
     assert status(tmp_path / "run")["exit_code"] == ExitCode.WORKER_LOST

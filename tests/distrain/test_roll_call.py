@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from distrain.errors import LostPeerError
+from distrain.parallel import roll_call
 from distrain.parallel.communicator import Alone
-from distrain.parallel.roll_call import call_roll, explained, loss_text, word_of
+from distrain.parallel.roll_call import call_roll, explained, listening_s, loss_text, word_of
 from distrain.parallel.world import World
 from tests.thread_workers import ThreadCommunicator, ThreadGroup
 
@@ -23,22 +24,40 @@ class Board(dict[str, str]):
         return self[key].encode()
 
 
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roll_call, "LISTEN_S", {"closed": 0.0, "timeout": 0.1})
+    monkeypatch.setattr(roll_call, "NOTED_S", 0.0)
+
+
+@pytest.mark.usefixtures("_impatient")
 def test_who_leaves_a_word_is_there_and_the_others_are_waited_for_a_moment() -> None:
     board, closed = Board(), list[int]()
-    first = call_roll(board, 0, 3, "closed", lambda: closed.append(0), listen_s=0.0)
+    first = call_roll(board, 0, 3, "closed", lambda: closed.append(0))
     assert first == {0: "closed"}
-    second = call_roll(board, 2, 3, "timeout", lambda: closed.append(2), listen_s=0.1)
+    second = call_roll(board, 2, 3, "timeout", lambda: closed.append(2))
     assert second == {0: "closed", 2: "timeout"}
     assert closed == [0, 2], "so that the others notice"
 
 
+def test_who_has_waited_too_long_waits_for_those_that_are_late_and_all_end_together() -> None:
+    assert listening_s("closed", 0, 0.0) == 2.0
+    assert listening_s("timeout", 0, 0.0) == 10.0
+    assert listening_s("timeout", 0, 4.0) == 6.0, "as long as the first who has said it"
+    assert listening_s("timeout", 0, 50.0) == 2.0
+    for word, late_s in (("closed", 0.0), ("timeout", 4.0)):
+        longer_s = listening_s(word, 1, late_s) - listening_s(word, 0, late_s)
+        assert longer_s == 1.0, "rank 0 notes the end before"
+
+
+@pytest.mark.usefixtures("_impatient")
 def test_a_restarted_group_does_not_hear_the_words_of_the_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     board = Board()
-    call_roll(board, 0, 2, "closed", lambda: None, listen_s=0.0)
+    call_roll(board, 0, 2, "closed", lambda: None)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert call_roll(board, 1, 2, "closed", lambda: None, listen_s=0.0) == {1: "closed"}
+    assert call_roll(board, 1, 2, "closed", lambda: None) == {1: "closed"}
 
 
 @pytest.mark.parametrize(

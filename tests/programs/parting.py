@@ -2,9 +2,11 @@
 
 Usage: parting.py OUT CHECK_EVERY TIMEOUT_S
 
-PARTING="HOW RANK STEP BIT" in the environment says what happens to that worker in that step,
-counted from 0, between its sum and its update: weight and momentum flip a bit, exit, error and
-sleep are what it does; with epochs it trains for one less. As arguments, it would be another run.
+PARTING="HOW RANK STEP NUMBER" in the environment says what happens to that worker in that step,
+counted from 0, between its sum and its update: weight and momentum flip the bit of that number,
+exit, error and sleep are what it does, late is a sleep of so many seconds; with epochs it trains
+for one less. What happens to another worker comes behind a semicolon. As arguments, it would be
+another run.
 """
 
 import os
@@ -33,10 +35,12 @@ def net() -> nn.Sequential:
 
 
 def planned(step: int) -> tuple[str, int]:
-    """What happens to this worker in a step, and to which bit."""
-    how, rank, at_step, bit = os.environ.get("PARTING", "nothing 0 0 0").split()
-    here = os.environ.get("RANK", "0") == rank and step == int(at_step)
-    return how if here else "nothing", int(bit)
+    """What happens to this worker in a step, and its number."""
+    for plan in os.environ.get("PARTING", "nothing 0 0 0").split(";"):
+        how, rank, at_step, number = plan.split()
+        if os.environ.get("RANK", "0") == rank and step == int(at_step):
+            return how, int(number)
+    return "nothing", 0
 
 
 def flip(tensor: torch.Tensor, bit: int) -> None:
@@ -45,16 +49,18 @@ def flip(tensor: torch.Tensor, bit: int) -> None:
 
 
 def part(trainer: distrain.Trainer, step: int) -> None:
-    how, bit = planned(step)
+    how, number = planned(step)
     weight = trainer.model.get_parameter(FLIPPED)
     if how == "weight":
-        flip(weight, bit)
+        flip(weight, number)
     elif how == "momentum" and trainer.optimizer is not None:
-        flip(trainer.optimizer.state[weight]["momentum_buffer"], bit)
+        flip(trainer.optimizer.state[weight]["momentum_buffer"], number)
     elif how == "exit":
         os._exit(0)
     elif how == "error":
         raise ValueError("planted")
+    elif how == "late":
+        time.sleep(number)
     elif how == "sleep":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # so that its launcher need not wait for it
         time.sleep(SLEEP_S)

@@ -198,24 +198,25 @@ class Agent(LocalElasticAgent):
         return started
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        """How the workers stand.
+
+        Torch elastic's own look would have the others end by SIGTERM where a worker has failed
+        since ours: they could not note the run's end, and would be taken for its cause.
+        """
         self._supervision.wait(LOOK_EVERY_S)
-        judged = self._supervision.have_failed()
-        if not judged:
+        has_failed = self._supervision.have_failed()
+        if not has_failed:
             self._take_request()
-            judged = self._has_been_left(worker_group)
-        if judged:  # torch's own look may come before the fork server has told of the ends
-            result = RunResult(state=WorkerState.FAILED)
-        else:
-            result = super()._monitor_workers(worker_group)
-            if result.is_failed():  # a worker has ended since we looked
-                self._supervision.judge()
+            has_failed = self._has_been_left(worker_group)
         if self._supervision.gives_up:
             self._remaining_restarts = 0
-        if not result.is_failed() and self._are_done():
+        if has_failed:
+            return RunResult(state=WorkerState.FAILED)
+        if self._are_done():
             # All have ended with 0. Torch elastic waits for return values, which ours don't have.
             done = dict.fromkeys(self._supervision.exit_codes())
             return RunResult(state=WorkerState.SUCCEEDED, return_values=done)
-        return result
+        return RunResult(state=WorkerState.HEALTHY)
 
     def _take_request(self) -> None:
         """Has the workers save, where another number of them is asked for."""

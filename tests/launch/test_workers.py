@@ -47,6 +47,40 @@ def test_a_worker_that_leaves_without_a_word_is_named_with_its_exit_code(distrai
     assert "Traceback" not in done.stderr
 
 
+def test_a_worker_that_ends_just_after_a_look_is_the_cause_and_not_who_waits(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, time\nif os.environ['RANK'] == '1':\n    os._exit(3)\ntime.sleep(600)\n"
+    )
+    program = (
+        "import sys\n"
+        "from multiprocessing.connection import wait\n"
+        "from launch.main import command\n"
+        "from launch.supervision import Supervision\n"
+        "look = Supervision.have_failed\n"
+        "def look_before_it_ends(watch):\n"
+        "    failed = look(watch)\n"
+        "    wait([each.sentinel for each in watch._processes().values()])\n"
+        "    return failed\n"
+        "Supervision.have_failed = look_before_it_ends\n"
+        "Supervision.wait = lambda *_: None\n"
+        f"sys.argv[1:] = ['launch', '--workers', '2', {str(script)!r}]\n"
+        "command()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert done.stderr == "distrain (rank 1): worker 1 ended with exit code 3 and said nothing\n"
+
+
 def test_a_worker_that_ends_early_is_no_success(distrain: Run) -> None:
     done = distrain("launch", "--workers", 2, PROGRAMS / "failing.py", "end", 1)
     assert done.returncode == 69

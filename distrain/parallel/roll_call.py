@@ -33,8 +33,8 @@ exchange seconds before another, which is late, and not missing: rank 0 writes t
 """
 
 NOTED_S = 1.0
-"""The others listen so much longer than rank 0, which notes how the run ends: once one of them has
-gone, its launcher gives those that are left little time.
+"""After a time limit the others listen so much longer than rank 0, which notes how the run ends:
+once one of them has gone, its launcher gives those that are left little time.
 """
 
 
@@ -115,7 +115,8 @@ def listening_s(word: str, rank: int, late_s: float) -> float:
     All end at about the same moment; clocks of machines that differ much cost some of that.
     """
     least_s, most_s = LISTEN_S[_CLOSED], LISTEN_S[word]
-    return max(least_s, most_s - late_s) + (NOTED_S if rank else 0.0)
+    longer_s = NOTED_S if rank and word == _TIMEOUT else 0.0
+    return max(least_s, most_s - late_s) + longer_s
 
 
 def loss_text(
